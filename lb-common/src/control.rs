@@ -1,0 +1,52 @@
+//! What the control path keeps in maps for itself: which balancer this is, and where it is attached.
+
+use crate::{family::Addr, service::MAX_SNAT};
+
+/// Version of every map's layout. A pin directory of another version is not adopted.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// The balancer behind a pin directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Meta {
+    /// [`LAYOUT_VERSION`] of who made the maps.
+    pub layout_version: u32,
+    /// Process of `lb run`; 0 when none.
+    pub pid: u32,
+    /// Counts edits, so that the daemon notices them.
+    pub generation: u64,
+    /// Order number of the next service or backend.
+    pub next_sequence: u64,
+    /// When `lb run` was ready, seconds since 1970.
+    pub since: u64,
+    /// First port for SNAT of new services.
+    pub first_port: u16,
+    /// How many ports for SNAT.
+    pub ports: u16,
+    /// Keeps `snat` aligned.
+    pub zero: [u8; 4],
+    /// SNAT addresses of services that name none of their own, either family mixed.
+    pub snat: [Addr; MAX_SNAT],
+    /// The family of each of `snat` ([`crate::Family::NUMBER`]); 0 where there is none.
+    pub snat_family: [u8; MAX_SNAT],
+}
+
+/// An interface that the program is attached to; its index is the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Interface {
+    /// When it was attached, seconds since 1970.
+    pub since: u64,
+    /// 1 native, 2 generic.
+    pub mode: u32,
+    /// Keeps the size a multiple of eight.
+    pub zero: u32,
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
+    unsafe impl aya::Pod for super::Meta {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Interface {}
+}

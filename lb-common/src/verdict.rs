@@ -1,0 +1,91 @@
+//! Why a packet was treated as it was. One list gives the action, the counter's name and the words that users read.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Sent on, rewritten.
+    Forward,
+    /// Left to the kernel, untouched.
+    Pass,
+    /// Thrown away.
+    Drop,
+}
+
+macro_rules! reasons {
+    ($($variant:ident, $action:ident, $name:literal, $text:literal;)*) => {
+        /// The one reason of a verdict.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Reason {
+            $(#[doc = $text] $variant,)*
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// What becomes of the packet.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self { $(Self::$variant => Action::$action,)* }
+            }
+
+            /// Name of the counter, stable.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// For people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    Forwarded, Forward, "forwarded", "belongs to a connection; rewritten and sent on";
+    NotIp, Pass, "not-ip", "neither IPv4 nor IPv6, or tagged; left to the kernel";
+    OtherProtocol, Pass, "other-protocol", "neither TCP nor UDP; left to the kernel";
+    NoService, Pass, "no-service", "not for a service; left to the kernel";
+    Fragment, Pass, "fragment", "a fragment; left to the kernel";
+    Malformed, Pass, "malformed", "headers or lengths that do not fit the frame; left to the kernel";
+    NoChecksum, Pass, "no-checksum", "UDP over IPv6 without a checksum (RFC 8200 section 8.1); left to the kernel";
+    Stray, Pass, "stray", "TCP for a service, but no SYN and of no connection; left to the kernel, which resets it";
+    NoBackend, Drop, "no-backend", "the service has no backend; dropped";
+    NoNextHop, Drop, "no-next-hop", "the backend's next hop has no known MAC address yet; dropped";
+    PortsExhausted, Drop, "ports-exhausted", "no free source port towards the backend; dropped";
+    TableFull, Drop, "table-full", "the flow table is full; new connection refused";
+    TtlExpired, Drop, "ttl-expired", "TTL or hop limit at its end; dropped";
+}
+
+/// Room for counters of reasons; more than there are, so that a new one does not change the layout.
+pub const REASON_COUNTERS: usize = 64;
+
+/// Packets by reason, on one CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ReasonCounters {
+    /// Indexed by `Reason as usize`.
+    pub packets: [u64; REASON_COUNTERS],
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
+    unsafe impl aya::Pod for super::ReasonCounters {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_counter_and_a_name_of_its_own() {
+        assert!(Reason::ALL.len() <= REASON_COUNTERS);
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(Reason::ALL[..index].iter().all(|other| other.name() != reason.name()));
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! An XDP program that passes every frame: veth wants some program on the peer of an interface that sends by XDP.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
+
+/// Leaves every frame to the kernel.
+#[xdp]
+pub fn pass(_frame: XdpContext) -> u32 {
+    XDP_PASS
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

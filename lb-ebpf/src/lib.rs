@@ -1,0 +1,2 @@
+//! Packet path.
+#![no_std]
