@@ -79,8 +79,15 @@ fn rustup(name: &str) -> Option<EbpfToolchain> {
 
 fn debian() -> Option<EbpfToolchain> {
     let sysroot = Path::new(DEBIAN_SYSROOT);
-    let core = core_of(sysroot).filter(|core| *core == Core::Precompiled && sysroot.join("bin/cargo").exists())?;
+    let core =
+        core_of(sysroot).filter(|core| *core == Core::Precompiled && sysroot.join("bin/cargo").exists())?;
     describe(Command::new(sysroot.join("bin/rustc")), Source::Debian, core)
+}
+
+/// The LLVM of rustup's nightly, also of one that lacks rust-src. For the set-up, which can add that.
+pub(crate) fn nightly_llvm() -> Option<u32> {
+    let versions = output(rustup_run("nightly", "rustc").arg("-vV"))?;
+    leading_number(field(&versions, "LLVM version:")?)
 }
 
 fn core_of(sysroot: &Path) -> Option<Core> {
@@ -97,12 +104,16 @@ fn core_of(sysroot: &Path) -> Option<Core> {
 /// Asks the compiler for its versions; `None` if it does not run, or cannot do what is asked of it.
 fn describe(mut rustc: Command, source: Source, core: Core) -> Option<EbpfToolchain> {
     let versions = output(rustc.arg("-vV"))?;
-    let field = |name: &str| versions.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let release = field("release:")?;
+    let release = field(&versions, "release:")?;
     let stable = !release.contains("nightly") && !release.contains("dev");
     let usable = rust_version(release)? >= OLDEST_RUST && (core == Core::Precompiled || !stable);
-    let llvm = leading_number(field("LLVM version:")?)?;
+    let llvm = leading_number(field(&versions, "LLVM version:")?)?;
     usable.then_some(EbpfToolchain { source, core, llvm, stable })
+}
+
+/// The value of a line of `rustc -vV`.
+fn field<'a>(versions: &'a str, name: &str) -> Option<&'a str> {
+    versions.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
 }
 
 impl EbpfToolchain {
@@ -153,7 +164,9 @@ impl EbpfToolchain {
             Source::Debian => Command::new(Path::new(DEBIAN_SYSROOT).join("bin/cargo")),
         };
         // The outer cargo hands these to build scripts. They name the host's compiler, or wrap it (clippy).
-        for variable in ["CARGO", "RUSTC", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"] {
+        for variable in
+            ["CARGO", "RUSTC", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN"]
+        {
             cargo.env_remove(variable);
         }
         cargo
@@ -205,7 +218,8 @@ fn programs(name: &str) -> impl Iterator<Item = PathBuf> {
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
-    let directories: Vec<_> = env::split_paths(&path).chain(cargo_home.map(|home| home.join("bin"))).collect();
+    let directories: Vec<_> =
+        env::split_paths(&path).chain(cargo_home.map(|home| home.join("bin"))).collect();
     directories.into_iter().map(move |directory| directory.join(name)).filter(|path| path.is_file())
 }
 

@@ -1,0 +1,81 @@
+//! `cargo xtask VERB`: builds, runs, demonstrates and tests lb, and installs what that needs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build;
+mod clean;
+mod command;
+mod demo;
+#[expect(dead_code, reason = "lb-user/build.rs includes this file too, and uses the rest of it")]
+mod ebpf_toolchain;
+mod lint;
+mod progress;
+mod root;
+mod run;
+mod setup;
+mod signals;
+mod test;
+mod workspace;
+
+/// Builds, runs, demonstrates and tests lb. Every verb first installs what it needs and the machine lacks.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building, the demo and the tests need, and say so before
+    Setup,
+    /// Build the release binary with the XDP program in it: target/release/lb
+    Build,
+    /// Build, then run `lb run ARGS` as root
+    Run {
+        /// Arguments for `lb run`, for instance `--iface eth0`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Show the balancer at work in network namespaces: a client, the balancer, a switch and four web servers
+    Demo {
+        /// An lb binary to show, instead of building one
+        #[arg(long, value_name = "FILE")]
+        lb: Option<PathBuf>,
+    },
+    /// Run the tests: on the host, of the program in the kernel, and in network namespaces
+    Test {
+        /// Only this ring
+        #[arg(long, value_enum)]
+        ring: Option<test::Ring>,
+        /// Arguments for the test binaries, for instance a filter or `--nocapture`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Remove the namespaces that killed demos and tests left behind (both also do it themselves)
+    Clean,
+    /// Check the formatting, clippy's findings and the house rules
+    Lint,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Setup => setup::setup(setup::Purpose::ALL),
+        Verb::Build => build::build().map(drop),
+        Verb::Run { args } => run::run(&args),
+        Verb::Demo { lb } => demo::demo(lb),
+        Verb::Test { ring, args } => test::test(ring, &args),
+        Verb::Clean => clean::clean(),
+        Verb::Lint => lint::lint(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

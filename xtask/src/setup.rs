@@ -1,0 +1,105 @@
+//! `cargo xtask setup`: what the verbs need and the machine lacks.
+//!
+//! Facts about the machine go in, a plan of steps comes out (`plan`, pure), the steps are done (`apply`); then the
+//! machine is looked at again, because some steps show what comes next. Nothing is ever removed.
+
+use anyhow::{Result, bail};
+
+use self::facts::Facts;
+use self::plan::{Missing, Step};
+
+mod apply;
+mod facts;
+mod plan;
+
+/// What the tools are needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Compiling everything, the XDP program included.
+    Build,
+    /// The namespaces of the demo and the programs in them.
+    Demo,
+    /// What the tests need beyond that.
+    Test,
+    /// Checking the sources.
+    Lint,
+}
+
+impl Purpose {
+    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Demo, Self::Test, Self::Lint];
+}
+
+/// A program that the machine may lack.
+#[derive(Debug, PartialEq, Eq)]
+struct Tool {
+    program: &'static str,
+    /// The Debian package that has it.
+    package: &'static str,
+    needed_for: &'static [Purpose],
+}
+
+const fn tool(program: &'static str, package: &'static str, needed_for: &'static [Purpose]) -> Tool {
+    Tool { program, package, needed_for }
+}
+
+const TOOLS: &[Tool] = &[
+    tool("cc", "gcc", &[Purpose::Build]),
+    tool("ip", "iproute2", &[Purpose::Demo, Purpose::Test]),
+    tool("nsenter", "util-linux", &[Purpose::Demo, Purpose::Test]),
+    tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test]),
+    tool("curl", "curl", &[Purpose::Demo, Purpose::Test]),
+    tool("tcpdump", "tcpdump", &[Purpose::Test]),
+    tool("ping", "iputils-ping", &[Purpose::Test]),
+];
+
+/// nginx is not in the table: its package is unpacked, see `apply::unpack_nginx`.
+const NGINX_NEEDED_FOR: &[Purpose] = &[Purpose::Demo, Purpose::Test];
+
+/// Each round of looking and acting brings the machine nearer: package lists, then packages, then what is built with
+/// them. More rounds than that mean that a step succeeds without effect.
+const MAX_ROUNDS: usize = 4;
+
+/// Installs what is missing for these purposes. Quick when nothing is.
+pub(crate) fn setup(purposes: &[Purpose]) -> Result<()> {
+    let mut lists_refreshed = false;
+    for round in 0..MAX_ROUNDS {
+        let mut facts = Facts::gather(purposes);
+        let missing = plan::missing(&facts);
+        if missing.is_empty() {
+            if round > 0 {
+                eprintln!("Everything that is needed is installed.");
+            }
+            return Ok(());
+        }
+        facts.look_at_packages(lists_refreshed);
+        let steps = match plan::plan(&facts) {
+            Ok(steps) => steps,
+            Err(remedy) => bail!("{}\n\n{remedy}", sentence(&missing)),
+        };
+        announce(&missing, &steps);
+        for step in &steps {
+            lists_refreshed |= *step == Step::RefreshLists;
+            apply::apply(step)?;
+        }
+    }
+    bail!(
+        "the steps above succeeded, and yet something is still missing ({}): is a directory like /usr/sbin or \
+         ~/.cargo/bin not on the PATH?",
+        names(&plan::missing(&Facts::gather(purposes)))
+    )
+}
+
+fn announce(missing: &[Missing], steps: &[Step]) {
+    eprintln!("Missing on this machine: {}. About to", names(missing));
+    for step in steps {
+        eprintln!("  - {step}");
+    }
+}
+
+fn sentence(missing: &[Missing]) -> String {
+    format!("this machine lacks what is needed, and it cannot be installed from here: {}", names(missing))
+}
+
+fn names(missing: &[Missing]) -> String {
+    missing.iter().map(Missing::to_string).collect::<Vec<_>>().join(", ")
+}
