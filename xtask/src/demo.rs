@@ -117,10 +117,9 @@ fn on_lines(topology: &Topology, args: &[String]) -> String {
 }
 
 fn requests(topology: &Topology, url: &str, interrupt: &Interrupt) -> Result<()> {
-    heading(format!("{REQUESTS} requests of the client"));
     for _ in 0..REQUESTS {
         let answer = topology.client.fetch(url)?;
-        println!("$ curl {url}    {}", answer.trim_end());
+        println!("  curl {url}    {}", answer.trim_end());
         interrupt.check()?;
     }
     Ok(())
@@ -134,7 +133,7 @@ fn clients(servers: &[Web], seen: &mut [usize], vip: &str) -> Result<()> {
     for (number, (server, seen)) in (1..).zip(servers.iter().zip(seen)) {
         let clients = server.clients()?;
         let new = clients.get(*seen..).unwrap_or_default();
-        println!("server {number}: {}", new.join(" "));
+        println!("  server {number}: {}", new.join(" "));
         *seen = clients.len();
         if let Some(other) = new.iter().find(|client| *client != vip) {
             bail!("server {number} saw {other} instead of {vip}");

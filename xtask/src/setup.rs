@@ -63,7 +63,7 @@ const MAX_ROUNDS: usize = 4;
 pub(crate) fn setup(purposes: &[Purpose]) -> Result<()> {
     let mut lists_refreshed = false;
     for round in 0..MAX_ROUNDS {
-        let mut facts = Facts::gather(purposes);
+        let mut facts = Facts::gather(purposes)?;
         let missing = plan::missing(&facts);
         if missing.is_empty() {
             if round > 0 {
@@ -74,8 +74,11 @@ pub(crate) fn setup(purposes: &[Purpose]) -> Result<()> {
         facts.look_at_packages(lists_refreshed);
         let steps = match plan::plan(&facts) {
             Ok(steps) => steps,
-            Err(remedy) => bail!("{}\n\n{remedy}", sentence(&missing)),
+            Err(remedy) => bail!("this machine lacks {}. {remedy}", names(&missing)),
         };
+        if steps.is_empty() {
+            break;
+        }
         announce(&missing, &steps);
         for step in &steps {
             lists_refreshed |= *step == Step::RefreshLists;
@@ -83,9 +86,9 @@ pub(crate) fn setup(purposes: &[Purpose]) -> Result<()> {
         }
     }
     bail!(
-        "the steps above succeeded, and yet something is still missing ({}): is a directory like /usr/sbin or \
-         ~/.cargo/bin not on the PATH?",
-        names(&plan::missing(&Facts::gather(purposes)))
+        "what is still missing ({}) seems to be installed: is it broken, or a directory like ~/.cargo/bin not on the \
+         PATH?",
+        names(&plan::missing(&Facts::gather(purposes)?))
     )
 }
 
@@ -94,10 +97,6 @@ fn announce(missing: &[Missing], steps: &[Step]) {
     for step in steps {
         eprintln!("  - {step}");
     }
-}
-
-fn sentence(missing: &[Missing]) -> String {
-    format!("this machine lacks what is needed, and it cannot be installed from here: {}", names(missing))
 }
 
 fn names(missing: &[Missing]) -> String {

@@ -13,9 +13,8 @@ pub(super) fn apply(step: &Step) -> Result<()> {
     match step {
         Step::RefreshLists => progress::step("package lists", apt_get().arg("update")),
         Step::Install(packages) => {
-            let what = format!("{} packages", packages.len());
             let options = ["install", "--yes", "--no-remove", "--no-install-recommends"];
-            progress::step(&what, apt_get().args(options).args(packages))
+            progress::step("packages", apt_get().args(options).args(packages))
         }
         Step::AddRustSource => {
             let args = ["component", "add", "rust-src", "--toolchain", "nightly"];

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use anyhow::{Result, bail};
+
 use super::{NGINX_NEEDED_FOR, Purpose, TOOLS, Tool};
 use crate::command::query;
 use crate::ebpf_toolchain::{self, EbpfToolchain, OLDEST_RUST};
@@ -78,16 +80,21 @@ pub(super) struct DebianRust {
 }
 
 impl Facts {
-    /// A quick look, without asking apt.
-    pub(super) fn gather(purposes: &[Purpose]) -> Self {
+    /// A quick look, without asking apt. Fails if the user insists on a compiler that does not work.
+    pub(super) fn gather(purposes: &[Purpose]) -> Result<Self> {
         let needed = |for_purposes: &[Purpose]| purposes.iter().any(|purpose| for_purposes.contains(purpose));
         // The linters compile the build scripts, and one of those compiles the XDP program.
         let toolchain = needed(&[Purpose::Build, Purpose::Lint]).then(ebpf_toolchain::find);
+        if let Some(Err(error)) = &toolchain
+            && env::var_os(ebpf_toolchain::OVERRIDE).is_some()
+        {
+            bail!("{error}");
+        }
         let missing_tools = TOOLS
             .iter()
             .filter(|tool| needed(tool.needed_for) && find_program(tool.program).is_none())
             .collect();
-        Self {
+        Ok(Self {
             rights: Rights::of_this_process(),
             compiler: compiler(toolchain.as_ref()),
             linker: match &toolchain {
@@ -100,7 +107,7 @@ impl Facts {
             nginx_missing: needed(NGINX_NEEDED_FOR) && lb_tests::web::find_nginx().is_none(),
             missing_components: if needed(&[Purpose::Lint]) { missing_components() } else { Vec::new() },
             apt: None,
-        }
+        })
     }
 
     /// Asks apt, which takes a second. `lists_refreshed`: the lists were fetched a moment ago.
@@ -109,7 +116,7 @@ impl Facts {
     }
 }
 
-fn compiler(toolchain: Option<&Result<EbpfToolchain, String>>) -> Compiler {
+fn compiler(toolchain: Option<&std::result::Result<EbpfToolchain, String>>) -> Compiler {
     match toolchain {
         None => Compiler::NotNeeded,
         Some(Ok(toolchain)) => Compiler::Ready { llvm: toolchain.llvm },

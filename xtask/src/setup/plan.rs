@@ -183,7 +183,7 @@ fn plan_without_apt(facts: &Facts) -> Result<Vec<Step>, String> {
 /// The steps as commands, for somebody who has the rights that this process lacks.
 fn to_type(steps: &[Step]) -> String {
     let mut text =
-        "That needs root, and sudo asks for a password here or is not there. Type this, then try again:\n"
+        "Installing it needs root, and sudo asks for a password here or is not there. Type this, then try again:\n"
             .to_owned();
     for step in steps {
         let _infallible = write!(text, "\n    {}", command_line(step));
@@ -219,7 +219,7 @@ fn both_ways(facts: &Facts) -> String {
             _ => None,
         })
         .collect();
-    let mut text = String::new();
+    let mut text = "It cannot be installed from here.\n\n".to_owned();
     if !programs.is_empty() {
         let _infallible =
             write!(text, "Install these programs with your package manager: {}\n\n", programs.join(" "));
