@@ -84,7 +84,13 @@ impl Drop for Tag {
 pub fn remove() -> Result<Vec<String>> {
     let mut removed = Vec::new();
     for name in ownerless(Path::new(NAMESPACES)) {
-        delete_namespace(&name)?;
+        if let Err(error) = delete_namespace(&name) {
+            // Another run may be cleaning up too.
+            if Path::new(NAMESPACES).join(&name).exists() {
+                return Err(error);
+            }
+            continue;
+        }
         removed.push(format!("namespace {name}"));
     }
     for parent in [Path::new(BPF_FILE_SYSTEM), &env::temp_dir()] {

@@ -1,8 +1,10 @@
 //! Programs: run to their end, or kept running behind a guard.
 
+use std::env;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -17,6 +19,15 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// How long a program that is told to stop may take before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Finds a program on the PATH, or where programs for root are: a user's PATH may leave those directories out.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
+}
 
 /// The command as one would type it.
 pub fn show(command: &Command) -> String {

@@ -260,3 +260,69 @@ impl Server {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pings(namespace: &Namespace, to: &str) {
+        namespace.run("ping", ["-c", "1", "-W", "2", to]).expect("the address answers");
+    }
+
+    #[test]
+    fn client_and_servers_reach_the_balancer_without_delay() {
+        for topology in [Topology::two_arm(2), Topology::one_arm(2)] {
+            let topology = topology.expect("root can make namespaces");
+            pings(&topology.client, &VIP.to_string());
+            pings(&topology.client, &VIP_V6.to_string());
+            for server in &topology.servers {
+                pings(&server.namespace, BALANCER);
+                pings(&server.namespace, &VIP.to_string());
+                pings(&server.namespace, &VIP_V6.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn every_server_answers_with_its_number_and_logs_its_client() {
+        let topology = Topology::two_arm(2).expect("root can make namespaces");
+        let servers = topology.start_web_servers().expect("nginx starts");
+        for (server, web) in topology.servers.iter().zip(&servers) {
+            let answer =
+                topology.balancer.fetch(&format!("http://{}/", server.ipv4)).expect("the server answers");
+            assert_eq!(answer, format!("Server {}\n", server.number));
+            let answer =
+                topology.balancer.fetch(&format!("http://[{}]/", server.ipv6)).expect("the server answers");
+            assert_eq!(answer, format!("Server {}\n", server.number));
+            assert_eq!(web.clients().expect("the log is there"), [BALANCER, BALANCER_V6]);
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_when_the_guard_is_dropped() {
+        let topology = Topology::one_arm(1).expect("root can make namespaces");
+        let traces = [topology.client.path(), topology.servers[0].namespace.path(), topology.tag.directory()];
+        let sleeper = topology.client.spawn("sleep", ["1000"]).expect("sleep starts");
+        let process = format!("/proc/{}/net", sleeper.id());
+        drop(topology);
+        assert_eq!(traces.iter().filter(|path| path.exists()).count(), 0);
+        drop(sleeper);
+        assert!(!Path::new(&process).exists());
+    }
+
+    #[test]
+    fn a_thread_is_back_outside_when_its_guard_is_dropped() {
+        let interfaces =
+            || std::fs::read_to_string("/proc/thread-self/net/dev").expect("the kernel lists interfaces");
+        let topology = Topology::two_arm(0).expect("root can make namespaces");
+        let outside = interfaces();
+        {
+            let _inside = topology.balancer.enter().expect("root can enter namespaces");
+            assert!(interfaces().contains("eth1"));
+        }
+        assert_eq!(
+            interfaces().lines().map(|line| line.split(':').next()).collect::<Vec<_>>(),
+            outside.lines().map(|line| line.split(':').next()).collect::<Vec<_>>()
+        );
+    }
+}

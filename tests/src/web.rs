@@ -1,6 +1,5 @@
 //! Real web servers and a real client: nginx and curl.
 
-use std::env;
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::namespace::Namespace;
-use crate::process::Process;
+use crate::process::{self, Process};
 
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
@@ -49,11 +48,8 @@ pub fn unpacked_nginx() -> PathBuf {
 
 /// The program nginx: the host's, or the unpacked one.
 pub fn find_nginx() -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin".into(), unpacked_nginx().join("usr/sbin")])
-        .map(|directory| directory.join("nginx"))
-        .find(|program| program.is_file())
+    let unpacked = unpacked_nginx().join("usr/sbin/nginx");
+    process::find("nginx").or_else(|| unpacked.is_file().then_some(unpacked))
 }
 
 /// A running nginx. Dropping it stops it.

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
+use lb_tests::process::find;
 
 use super::{NGINX_NEEDED_FOR, Purpose, TOOLS, Tool};
 use crate::command::query;
@@ -90,17 +91,15 @@ impl Facts {
         {
             bail!("{error}");
         }
-        let missing_tools = TOOLS
-            .iter()
-            .filter(|tool| needed(tool.needed_for) && find_program(tool.program).is_none())
-            .collect();
+        let missing_tools =
+            TOOLS.iter().filter(|tool| needed(tool.needed_for) && find(tool.program).is_none()).collect();
         Ok(Self {
             rights: Rights::of_this_process(),
             compiler: compiler(toolchain.as_ref()),
             linker: match &toolchain {
                 Some(Ok(toolchain)) if toolchain.bpf_linker().is_err() => Linker::Absent,
                 // Which linker is needed is known only together with the compiler.
-                Some(Err(_)) if find_program("bpf-linker").is_none() => Linker::Absent,
+                Some(Err(_)) if find("bpf-linker").is_none() => Linker::Absent,
                 _ => Linker::Ready,
             },
             missing_tools,
@@ -112,7 +111,7 @@ impl Facts {
 
     /// Asks apt, which takes a second. `lists_refreshed`: the lists were fetched a moment ago.
     pub(super) fn look_at_packages(&mut self, lists_refreshed: bool) {
-        self.apt = find_program("apt-get").map(|_| Apt::look(lists_refreshed));
+        self.apt = find("apt-get").map(|_| Apt::look(lists_refreshed));
     }
 }
 
@@ -133,15 +132,6 @@ fn missing_components() -> Vec<&'static str> {
         .filter(|(program, _)| query(program, &["--version"]).is_none())
         .map(|(_, component)| component)
         .collect()
-}
-
-/// On the PATH, or where programs for root are: a user's PATH may leave those directories out.
-pub(super) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
 }
 
 impl Apt {
