@@ -79,9 +79,11 @@ fn show(lb: PathBuf, interrupt: &Interrupt) -> Result<()> {
     interrupt.check()?;
 
     let mut seen = vec![0; servers.len()];
-    for (vip, url) in
-        [(VIP.to_string(), format!("http://{VIP}/")), (VIP_V6.to_string(), format!("http://[{VIP_V6}]/"))]
-    {
+    for (family, vip, url) in [
+        ("IPv4", VIP.to_string(), format!("http://{VIP}/")),
+        ("IPv6", VIP_V6.to_string(), format!("http://[{VIP_V6}]/")),
+    ] {
+        heading(format!("{REQUESTS} requests of the client, over {family}"));
         requests(&topology, &url, interrupt)?;
         clients(&servers, &mut seen, &vip)?;
     }
@@ -127,8 +129,8 @@ fn requests(topology: &Topology, url: &str, interrupt: &Interrupt) -> Result<()>
 
 /// Shows what the servers logged since the last time, of which there were `seen` lines.
 fn clients(servers: &[Web], seen: &mut [usize], vip: &str) -> Result<()> {
-    heading(
-        "The client addresses in the servers' logs: the balancer's own, so that the answers come back to it",
+    println!(
+        "\nThe client addresses in the servers' logs, each the balancer's own, so that the answers come back:"
     );
     for (number, (server, seen)) in (1..).zip(servers.iter().zip(seen)) {
         let clients = server.clients()?;
