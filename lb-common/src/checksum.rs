@@ -1,23 +1,23 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624, equation 3).
 //!
-//! Sums are of 16-bit words in network order, read as big-endian, so that a result is written with `to_be_bytes`.
+//! Words are read and written in the machine's byte order: one's-complement sums do not care (RFC 1071 section 2B),
+//! and no byte is swapped.
 
 /// A sum of 16-bit words with the carries not yet folded in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Sum(u32);
 
 impl Sum {
-    /// Both words of four bytes.
+    /// Both halves of four bytes.
     #[inline(always)]
-    pub const fn of_double_word(bytes: [u8; 4]) -> Self {
-        let [a, b, c, d] = bytes;
-        Self(u16::from_be_bytes([a, b]) as u32 + u16::from_be_bytes([c, d]) as u32)
+    pub const fn of_double_word(word: u32) -> Self {
+        Self((word & 0xffff) + (word >> 16))
     }
 
     /// One word.
     #[inline(always)]
-    pub const fn of_word(bytes: [u8; 2]) -> Self {
-        Self(u16::from_be_bytes(bytes) as u32)
+    pub const fn of_word(word: u16) -> Self {
+        Self(word as u32)
     }
 
     /// The sum of both; neither may hold more than 32 768 words in all.
@@ -44,10 +44,19 @@ impl Sum {
 pub struct Delta(u16);
 
 impl Delta {
+    /// One taken from the upper byte of a word: IPv4's time to live.
+    pub const ONE_HOP: Self = Self::new(Sum::of_word(u16::from_ne_bytes([1, 0])), Sum(0));
+
     /// Words that summed to `old` become words that sum to `new`.
     #[inline(always)]
     pub const fn new(old: Sum, new: Sum) -> Self {
         Self(Sum(!old.fold() as u32).plus(new).fold())
+    }
+
+    /// The change that undoes this one.
+    #[inline(always)]
+    pub const fn inverse(self) -> Self {
+        Self(!self.0)
     }
 
     /// Both changes together.
@@ -58,9 +67,9 @@ impl Delta {
 
     /// The checksum after the change: `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
-    pub const fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
-        let complement = !u16::from_be_bytes(checksum) as u32;
-        (!Sum(complement + self.0 as u32).fold()).to_be_bytes()
+    pub const fn apply(self, checksum: u16) -> u16 {
+        let complement = !checksum as u32;
+        !Sum(complement + self.0 as u32).fold()
     }
 }
 
@@ -79,18 +88,23 @@ mod tests {
         !u16::try_from(sum).unwrap()
     }
 
+    /// A word as it stands on the wire.
+    fn wire(number: u16) -> u16 {
+        number.to_be()
+    }
+
     #[test]
     fn rfc_1624_section_4_example() {
         // "HC = 0xDD2F, m = 0x5555, m' = 0x3285": equation 3 gives 0x0000, where RFC 1141 gave 0xFFFF.
-        let delta = Delta::new(Sum::of_word([0x55, 0x55]), Sum::of_word([0x32, 0x85]));
-        assert_eq!(delta.apply([0xdd, 0x2f]), [0x00, 0x00]);
+        let delta = Delta::new(Sum::of_word(wire(0x5555)), Sum::of_word(wire(0x3285)));
+        assert_eq!(delta.apply(wire(0xdd2f)), 0x0000);
     }
 
     #[test]
     fn rfc_1071_section_3_example() {
-        let sum =
-            Sum::of_double_word([0x00, 0x01, 0xf2, 0x03]).plus(Sum::of_double_word([0xf4, 0xf5, 0xf6, 0xf7]));
-        assert_eq!(sum.fold(), 0xddf2);
+        let double_word = |bytes| Sum::of_double_word(u32::from_ne_bytes(bytes));
+        let sum = double_word([0x00, 0x01, 0xf2, 0x03]).plus(double_word([0xf4, 0xf5, 0xf6, 0xf7]));
+        assert_eq!(sum.fold(), wire(0xddf2));
     }
 
     /// A small generator with a fixed seed (Marsaglia's xorshift64).
@@ -120,12 +134,33 @@ mod tests {
             let before = from_scratch(&words);
             let (mut old, mut new) = (Sum::default(), Sum::default());
             for word in words.iter_mut().take(6) {
-                old = old.plus(Sum::of_word(word.to_be_bytes()));
+                old = old.plus(Sum::of_word(wire(*word)));
                 *word = random.word();
-                new = new.plus(Sum::of_word(word.to_be_bytes()));
+                new = new.plus(Sum::of_word(wire(*word)));
             }
-            let after = Delta::new(old, new).apply(before.to_be_bytes());
-            assert_eq!(u16::from_be_bytes(after), from_scratch(&words));
+            let after = Delta::new(old, new).apply(wire(before));
+            assert_eq!(after, wire(from_scratch(&words)));
+        }
+    }
+
+    #[test]
+    fn the_inverse_undoes_a_change() {
+        let mut random = Random(7);
+        for _ in 0..10_000 {
+            let delta = Delta::new(Sum::of_word(random.word()), Sum::of_word(random.word()));
+            // 0x0000 and 0xffff are the same sum; a checksum over a header that is not all zeros is never 0xffff.
+            let checksum = random.word() & 0xfffe;
+            assert_eq!(delta.inverse().apply(delta.apply(checksum)), checksum);
+        }
+    }
+
+    #[test]
+    fn one_hop_takes_one_from_the_time_to_live() {
+        for ttl in [2, 64, 255] {
+            let word = |ttl: u8| u16::from_be_bytes([ttl, 6]);
+            let before = from_scratch(&[0x4500, word(ttl)]);
+            let after = from_scratch(&[0x4500, word(ttl - 1)]);
+            assert_eq!(Delta::ONE_HOP.apply(wire(before)), wire(after));
         }
     }
 
@@ -133,10 +168,9 @@ mod tests {
     fn two_deltas_in_one_step_equal_two_steps() {
         let mut random = Random(42);
         for _ in 0..10_000 {
-            let mut delta =
-                || Delta::new(Sum::of_word(random.word().to_be_bytes()), Sum::of_word([0x12, 0x34]));
+            let mut delta = || Delta::new(Sum::of_word(random.word()), Sum::of_word(wire(0x1234)));
             let (first, second) = (delta(), delta());
-            let checksum = [0xbe, 0xef];
+            let checksum = wire(0xbeef);
             assert_eq!(first.and(second).apply(checksum), second.apply(first.apply(checksum)));
         }
     }

@@ -23,8 +23,12 @@ pub struct Meta {
     pub first_port: u16,
     /// How many ports for SNAT.
     pub ports: u16,
-    /// Keeps `snat` aligned.
-    pub zero: [u8; 4],
+    /// Where the search for a free service index begins. Going round, what has just been given up rests the longest.
+    pub next_service: u32,
+    /// Where the search for a free backend index begins.
+    pub next_backend: u32,
+    /// Where the search for free slots begins.
+    pub next_slot: u32,
     /// SNAT addresses of services that name none of their own, either family mixed.
     pub snat: [Addr; MAX_SNAT],
     /// The family of each of `snat` ([`crate::Family::NUMBER`]); 0 where there is none.

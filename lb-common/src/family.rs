@@ -1,6 +1,10 @@
 //! Address families. Flows are typed by family; services and backends carry a family-neutral [`Addr`].
 
-use core::{fmt::Debug, hash::Hash, net::IpAddr};
+use core::{
+    fmt::Debug,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::checksum::Sum;
 
@@ -8,10 +12,10 @@ use crate::checksum::Sum;
 /// or three (IPv6) cache lines.
 pub trait Family: Copy + Eq + Debug + Hash + 'static {
     /// An address as it stands on the wire, big-endian.
-    type Address: Copy + Eq + Debug + Hash + AsRef<[u8]> + 'static;
-    /// Unused bytes at the end of a flow entry.
+    type Address: Copy + Eq + Debug + Hash + 'static;
+    /// Unused words at the end of a flow entry.
     type Reserve: Copy + Eq + Debug + 'static;
-    /// No bytes used.
+    /// No word used.
     const RESERVE: Self::Reserve;
     /// What [`Addr::family`] says of an address of this family.
     const NUMBER: u8;
@@ -32,80 +36,115 @@ pub enum V4 {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum V6 {}
 
+/// An IPv4 address: the bytes on the wire, as one word in the machine's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Address4(pub u32);
+
+/// An IPv6 address: the bytes on the wire, as words in the machine's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Address6(pub [u32; 4]);
+
+impl From<Ipv4Addr> for Address4 {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self(u32::from_ne_bytes(ip.octets()))
+    }
+}
+
+impl From<Ipv6Addr> for Address6 {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self(words(ip.octets()))
+    }
+}
+
+const fn words(bytes: [u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
 impl Family for V4 {
-    type Address = [u8; 4];
-    type Reserve = [u8; 12];
-    const RESERVE: Self::Reserve = [0; 12];
+    type Address = Address4;
+    type Reserve = [u32; 3];
+    const RESERVE: Self::Reserve = [0; 3];
     const NUMBER: u8 = 4;
 
     #[inline(always)]
-    fn widen(address: [u8; 4]) -> Addr {
-        let [a, b, c, d] = address;
-        Addr { bytes: [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] }
+    fn widen(address: Address4) -> Addr {
+        Addr { words: [address.0, 0, 0, 0] }
     }
 
     #[inline(always)]
-    fn narrow(addr: &Addr) -> [u8; 4] {
-        let [a, b, c, d, ..] = addr.bytes;
-        [a, b, c, d]
+    fn narrow(addr: &Addr) -> Address4 {
+        Address4(addr.words[0])
     }
 
     #[inline(always)]
-    fn sum(address: &[u8; 4]) -> Sum {
-        Sum::of_double_word(*address)
+    fn sum(address: &Address4) -> Sum {
+        Sum::of_double_word(address.0)
     }
 }
 
 impl Family for V6 {
-    type Address = [u8; 16];
-    type Reserve = [u8; 28];
-    const RESERVE: Self::Reserve = [0; 28];
+    type Address = Address6;
+    type Reserve = [u32; 7];
+    const RESERVE: Self::Reserve = [0; 7];
     const NUMBER: u8 = 6;
 
     #[inline(always)]
-    fn widen(address: [u8; 16]) -> Addr {
-        Addr { bytes: address }
+    fn widen(address: Address6) -> Addr {
+        Addr { words: address.0 }
     }
 
     #[inline(always)]
-    fn narrow(addr: &Addr) -> [u8; 16] {
-        addr.bytes
+    fn narrow(addr: &Addr) -> Address6 {
+        Address6(addr.words)
     }
 
     #[inline(always)]
-    fn sum(address: &[u8; 16]) -> Sum {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
-        Sum::of_double_word([a, b, c, d])
-            .plus(Sum::of_double_word([e, f, g, h]))
-            .plus(Sum::of_double_word([i, j, k, l]))
-            .plus(Sum::of_double_word([m, n, o, p]))
+    fn sum(address: &Address6) -> Sum {
+        let [a, b, c, d] = address.0;
+        Sum::of_double_word(a)
+            .plus(Sum::of_double_word(b))
+            .plus(Sum::of_double_word(c))
+            .plus(Sum::of_double_word(d))
     }
 }
 
-/// An address of either family: IPv4 in the first four bytes, the rest zero. Which family it is stands beside it,
-/// in the service's or backend's `family` ([`Family::NUMBER`]).
+/// An address of either family: IPv4 in the first word, the rest zero. Which family it is stands beside it, in the
+/// service's or backend's `family` ([`Family::NUMBER`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[repr(C, align(4))]
+#[repr(C)]
 pub struct Addr {
-    /// Big-endian.
-    pub bytes: [u8; 16],
+    words: [u32; 4],
 }
 
 impl Addr {
     /// The address together with its family's number.
-    pub const fn new(ip: IpAddr) -> (Self, u8) {
+    pub fn new(ip: IpAddr) -> (Self, u8) {
         match ip {
-            IpAddr::V4(ip) => {
-                let [a, b, c, d] = ip.octets();
-                (Self { bytes: [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] }, V4::NUMBER)
-            }
-            IpAddr::V6(ip) => (Self { bytes: ip.octets() }, V6::NUMBER),
+            IpAddr::V4(ip) => (V4::widen(ip.into()), V4::NUMBER),
+            IpAddr::V6(ip) => (V6::widen(ip.into()), V6::NUMBER),
         }
     }
 
     /// The address, read as one of the family with that number.
     pub fn ip(&self, family: u8) -> IpAddr {
-        if family == V4::NUMBER { IpAddr::from(V4::narrow(self)) } else { IpAddr::from(V6::narrow(self)) }
+        let [a, b, c, d] = self.words.map(u32::to_ne_bytes);
+        if family == V4::NUMBER {
+            IpAddr::from(a)
+        } else {
+            let mut bytes = [0; 16];
+            for (to, word) in bytes.chunks_exact_mut(4).zip([a, b, c, d]) {
+                to.copy_from_slice(&word);
+            }
+            IpAddr::from(bytes)
+        }
     }
 }
 

@@ -7,34 +7,34 @@ use crate::{
     service::Protocol,
 };
 
-/// A port as it stands on the wire.
+/// A port in network order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[repr(transparent)]
-pub struct Port([u8; 2]);
+pub struct Port(u16);
 
 impl Port {
     /// From a number.
     #[inline(always)]
     pub const fn new(number: u16) -> Self {
-        Self(number.to_be_bytes())
+        Self(number.to_be())
     }
 
-    /// From the bytes on the wire.
+    /// From the word on the wire, in the machine's order.
     #[inline(always)]
-    pub const fn from_wire(bytes: [u8; 2]) -> Self {
-        Self(bytes)
+    pub const fn from_wire(word: u16) -> Self {
+        Self(word)
     }
 
-    /// The bytes on the wire.
+    /// The word on the wire, in the machine's order.
     #[inline(always)]
-    pub const fn wire(self) -> [u8; 2] {
+    pub const fn wire(self) -> u16 {
         self.0
     }
 
     /// The number.
     #[inline(always)]
     pub const fn number(self) -> u16 {
-        u16::from_be_bytes(self.0)
+        u16::from_be(self.0)
     }
 }
 
@@ -59,13 +59,26 @@ impl<F: Family> Tuple<F> {
         Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
     }
 
+    /// What it does to a checksum over both addresses when this tuple is rewritten to `to`.
+    // By itself: inlined for both halves of an IPv6 pair, it makes the compiler keep more words than BPF has stack for.
+    #[inline(never)]
+    pub fn address_delta(&self, to: &Self) -> Delta {
+        Delta::new(self.address_sum(), to.address_sum())
+    }
+
+    /// Likewise for both ports.
+    #[inline(always)]
+    pub const fn port_delta(&self, to: &Self) -> Delta {
+        Delta::new(self.port_sum(), to.port_sum())
+    }
+
     #[inline(always)]
     fn address_sum(&self) -> Sum {
         F::sum(&self.src).plus(F::sum(&self.dst))
     }
 
     #[inline(always)]
-    fn port_sum(&self) -> Sum {
+    const fn port_sum(&self) -> Sum {
         Sum::of_word(self.src_port.wire()).plus(Sum::of_word(self.dst_port.wire()))
     }
 }
@@ -76,27 +89,46 @@ impl<F: Family> Tuple<F> {
 pub struct FlowKey<F: Family> {
     /// As on the wire.
     pub tuple: Tuple<F>,
-    /// IP protocol number ([`Protocol::number`]).
-    pub protocol: u8,
-    zero: [u8; 3],
+    /// IP protocol number ([`Protocol::number`]); a whole word, so that the key has no padding.
+    pub protocol: u32,
 }
 
 impl<F: Family> FlowKey<F> {
     /// The key of packets with that tuple.
     #[inline(always)]
     pub const fn new(tuple: Tuple<F>, protocol: Protocol) -> Self {
-        Self { tuple, protocol: protocol.number(), zero: [0; 3] }
+        Self { tuple, protocol: protocol.number() as u32 }
+    }
+
+    /// The transport, if it is one that services have.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Option<Protocol> {
+        match self.protocol {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            _ => None,
+        }
+    }
+
+    /// The key of packets of the same protocol with another tuple.
+    #[inline(always)]
+    pub const fn with(&self, tuple: Tuple<F>) -> Self {
+        Self { tuple, protocol: self.protocol }
     }
 }
 
-/// Which half of a pair an entry is, and so which way its packets go.
+/// Which half of a pair an entry is, and so which way its packets go: one of the constants. Not an enum, for map memory
+/// must be valid whatever it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Side {
+#[repr(transparent)]
+pub struct Side(u8);
+
+#[expect(non_upper_case_globals, reason = "they read as the variants that they stand for")]
+impl Side {
     /// From the client to the backend.
-    Request = 0,
+    pub const Request: Self = Self(0);
     /// From the backend to the client.
-    Reply = 1,
+    pub const Reply: Self = Self(1);
 }
 
 /// What has been seen in one direction: a set of the constants.
@@ -126,6 +158,12 @@ impl Seen {
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// Whether this is a first packet's: a SYN and no other control bit that counts.
+    #[inline(always)]
+    pub const fn is_syn(self) -> bool {
+        self.0 == Self::PACKET.0 | Self::SYN.0
     }
 
     /// `other` if `condition` holds, else nothing.
@@ -166,7 +204,7 @@ impl Tick {
 pub struct FlowEntry<F: Family> {
     /// The tuple to write.
     pub becomes: Tuple<F>,
-    /// For the network header's checksum (IPv4): the addresses.
+    /// For the network header's checksum (IPv4): the addresses, and one hop taken.
     pub network: Delta,
     /// For the transport header's checksum: addresses and ports.
     pub transport: Delta,
@@ -184,19 +222,23 @@ pub struct FlowEntry<F: Family> {
     pub seen: Seen,
     /// Which half this is.
     pub side: Side,
-    zero: [u8; 2],
+    zero: u16,
     reserve: F::Reserve,
 }
 
 impl<F: Family> FlowEntry<F> {
-    /// The half that turns `from` into `becomes`.
+    /// The half for packets whose answers have tuple `partner`, on that side of the pair.
     #[inline(always)]
-    pub fn new(from: &Tuple<F>, becomes: Tuple<F>, side: Side, shared: Shared) -> Self {
-        let network = Delta::new(from.address_sum(), becomes.address_sum());
-        Self {
-            becomes,
-            network,
-            transport: network.and(Delta::new(from.port_sum(), becomes.port_sum())),
+    pub fn new(partner: &Tuple<F>, side: Side, shared: &Shared) -> Self {
+        let (addresses, ports) = if side == Side::Request {
+            (shared.addresses, shared.ports)
+        } else {
+            (shared.addresses.inverse(), shared.ports.inverse())
+        };
+        let mut entry = Self {
+            becomes: *partner,
+            network: addresses.and(Delta::ONE_HOP),
+            transport: addresses.and(ports),
             client: shared.client,
             backend: shared.backend,
             service: shared.service,
@@ -204,21 +246,31 @@ impl<F: Family> FlowEntry<F> {
             born: shared.born,
             seen: Seen::default(),
             side,
-            zero: [0; 2],
+            zero: 0,
             reserve: F::RESERVE,
-        }
+        };
+        // Field by field: `partner.reversed()` would stand on the stack a second time.
+        entry.becomes.src = partner.dst;
+        entry.becomes.dst = partner.src;
+        entry.becomes.src_port = partner.dst_port;
+        entry.becomes.dst_port = partner.src_port;
+        entry
     }
 
     /// The key of the pair's other half: answers to what this half's packets become.
     #[inline(always)]
-    pub const fn partner(&self, protocol: u8) -> FlowKey<F> {
-        FlowKey { tuple: self.becomes.reversed(), protocol, zero: [0; 3] }
+    pub const fn partner(&self, protocol: u32) -> FlowKey<F> {
+        FlowKey { tuple: self.becomes.reversed(), protocol }
     }
 }
 
-/// What both halves of a pair hold alike.
+/// What both halves of a pair are made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Shared {
+    /// What the request's rewriting does to a checksum over the addresses; the reply's undoes it.
+    pub addresses: Delta,
+    /// Likewise for the ports.
+    pub ports: Delta,
     /// See [`FlowEntry::client`].
     pub client: Hop,
     /// See [`FlowEntry::backend`].
@@ -231,16 +283,19 @@ pub struct Shared {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Family, FlowKey};
+    use super::{Family, FlowEntry, FlowKey};
 
-    // SAFETY: repr(C), `Copy`, every byte initialised (the padding is the field `zero`), valid for any bit pattern.
+    // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl<F: Family> aya::Pod for FlowKey<F> {}
+    // SAFETY: as above; the padding is the fields `zero` and `reserve`.
+    unsafe impl<F: Family> aya::Pod for FlowEntry<F> {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::family::{V4, V6};
+    use core::net::Ipv4Addr;
 
     #[test]
     fn layouts_have_the_sizes_that_the_cache_lines_ask_for() {
@@ -254,21 +309,28 @@ mod tests {
     #[test]
     fn the_partner_of_the_partner_is_the_flow_itself() {
         let from = Tuple::<V4> {
-            src: [10, 0, 0, 2],
-            dst: [10, 10, 10, 1],
+            src: Ipv4Addr::new(10, 0, 0, 2).into(),
+            dst: Ipv4Addr::new(10, 10, 10, 1).into(),
             src_port: Port::new(40_000),
             dst_port: Port::new(80),
         };
         let becomes = Tuple::<V4> {
-            src: [10, 10, 10, 1],
-            dst: [192, 168, 1, 1],
+            src: Ipv4Addr::new(10, 10, 10, 1).into(),
+            dst: Ipv4Addr::new(192, 168, 1, 1).into(),
             src_port: Port::new(1024),
             dst_port: Port::new(8080),
         };
-        let shared = Shared { client: Hop::default(), backend: 0, service: 0, born: Tick::default() };
-        let request = FlowEntry::new(&from, becomes, Side::Request, shared);
-        let reply_key = request.partner(Protocol::Tcp.number());
-        let reply = FlowEntry::new(&reply_key.tuple, from.reversed(), Side::Reply, shared);
-        assert_eq!(reply.partner(Protocol::Tcp.number()), FlowKey::new(from, Protocol::Tcp));
+        let shared = Shared {
+            addresses: from.address_delta(&becomes),
+            ports: from.port_delta(&becomes),
+            client: Hop::default(),
+            backend: 0,
+            service: 0,
+            born: Tick::default(),
+        };
+        let request = FlowEntry::new(&becomes.reversed(), Side::Request, &shared);
+        assert_eq!(request.partner(6).tuple, becomes.reversed());
+        let reply = FlowEntry::new(&from, Side::Reply, &shared);
+        assert_eq!(reply.partner(6), FlowKey::new(from, Protocol::Tcp));
     }
 }

@@ -16,7 +16,7 @@ pub mod verdict;
 pub use backend::{Backend, BackendCounters, BackendState, Hop, Traffic};
 pub use checksum::Delta;
 pub use control::{Interface, LAYOUT_VERSION, Meta};
-pub use family::{Addr, Family, V4, V6};
+pub use family::{Addr, Address4, Address6, Family, V4, V6};
 pub use flow::{FlowEntry, FlowKey, Port, Seen, Side, Tick, Tuple};
 pub use service::{Protocol, Service, ServiceKey, SlotTable};
 pub use state::ConnectionState;

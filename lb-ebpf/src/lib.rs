@@ -1,2 +1,113 @@
-//! Packet path.
+//! lb's packet path, one file a stage:
+//!
+//! ```text
+//! parse -> flow --hit--> rewrite -> forward
+//!               --miss-> connect: service? -> select backend -> allocate port -> insert pair -> as a hit
+//!                                 no service: the packet passes, untouched byte for byte
+//! ```
+//!
+//! The library knows neither aya nor the kernel: frames and tables enter through the traits of [`frame`] and
+//! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`rewrite`],
+//! [`network`] and [`transport`] ever see a header; everything between works on a [`Packet`].
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+
+#[cfg(any(test, feature = "host"))]
+extern crate std;
+
+pub mod connect;
+pub mod forward;
+pub mod frame;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
+pub mod network;
+pub mod pair;
+pub mod parse;
+pub mod rewrite;
+pub mod select;
+pub mod tables;
+pub mod transport;
+
+#[cfg(test)]
+mod tests;
+
+use lb_common::{Reason, V4, V6};
+use network_types::eth::EtherType;
+
+use crate::{
+    frame::Frame,
+    network::Network,
+    parse::Arrival,
+    tables::{Flow, Flows},
+};
+
+/// What is to become of a frame: the reason says it all, but for where a forwarded frame leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Gives the action and the counter.
+    pub reason: Reason,
+    /// Interface through which a forwarded frame leaves; 0 for others.
+    pub egress: u32,
+}
+
+/// Takes one frame, which came in through interface `ingress`, down the whole path; counts the verdict.
+#[inline(always)]
+pub fn process<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Verdict
+where
+    M: Flows<V4> + Flows<V6>,
+{
+    let verdict = match route(frame, tables, ingress) {
+        Ok(egress) => Verdict { reason: Reason::Forwarded, egress },
+        Err(reason) => Verdict { reason, egress: 0 },
+    };
+    tables.count(verdict.reason);
+    verdict
+}
+
+/// Chooses the family and transport; `Ok` holds the interface to leave through.
+#[inline(always)]
+fn route<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Result<u32, Reason>
+where
+    M: Flows<V4> + Flows<V6>,
+{
+    let arrival = Arrival::of(frame, ingress)?;
+    if arrival.ether_type == EtherType::Ipv4 as u16 {
+        translate::<V4, M>(frame, tables, &arrival)
+    } else if arrival.ether_type == EtherType::Ipv6 as u16 {
+        translate::<V6, M>(frame, tables, &arrival)
+    } else {
+        Err(Reason::NotIp)
+    }
+}
+
+/// Finds or makes the packet's flow, rewrites the packet and sends it on.
+#[inline(always)]
+fn translate<F: Network, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+) -> Result<u32, Reason> {
+    let packet = parse::parse::<F>(frame, arrival)?;
+    let known = match tables.flow(&packet.key) {
+        Some(flow) if packet.is_syn() && pair::makes_way(tables, &packet.key, &flow) => None,
+        other => other,
+    };
+    let flow = match known {
+        Some(flow) => flow,
+        None => {
+            connect::connect(tables, &packet)?;
+            // The pair may also be another CPU's, which saw a packet of the same connection at the same time.
+            tables.flow(&packet.key).ok_or(Reason::TableFull)?
+        }
+    };
+    packet.may_travel()?;
+
+    let now = tables.now();
+    if flow.last != now || !flow.seen.has(packet.seen) {
+        flow.record(flow.seen.and(packet.seen), now);
+    }
+    let hop = forward::hop(tables, &packet, &flow)?;
+    rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;
+    tables.count_traffic(flow.backend, flow.side, frame.length());
+    Ok(hop.ifindex)
+}

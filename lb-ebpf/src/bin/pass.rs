@@ -6,7 +6,7 @@ use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext
 
 /// Leaves every frame to the kernel.
 #[xdp]
-pub fn pass(_frame: XdpContext) -> u32 {
+pub(crate) fn pass(_frame: XdpContext) -> u32 {
     XDP_PASS
 }
 

@@ -1,0 +1,221 @@
+//! Map memory as [`Tables`]. The kernel side's map names stand here and nowhere else.
+
+use core::{ops::Deref, ptr::NonNull};
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray},
+};
+use lb_common::{
+    Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Seen, Service,
+    ServiceKey, Side, Tick, V4, V6,
+    backend::MAX_BACKENDS,
+    service::{MAX_SERVICES, MAX_SLOTS},
+    verdict::ReasonCounters,
+};
+use lb_ebpf::tables::{Flow, Flows, NotInserted, Tables};
+
+/// Replaced at load by what `--max-flows` asks for: two entries a connection.
+const FLOW_ENTRIES: u32 = 2 * 262_144;
+
+#[map]
+static FLOWS_V4: HashMap<FlowKey<V4>, FlowEntry<V4>> = HashMap::pinned(FLOW_ENTRIES, 0);
+#[map]
+static FLOWS_V6: HashMap<FlowKey<V6>, FlowEntry<V6>> = HashMap::pinned(FLOW_ENTRIES, 0);
+#[map]
+static SERVICES: HashMap<ServiceKey, u32> = HashMap::pinned(MAX_SERVICES, 0);
+#[map]
+static SERVICE: Array<Service> = Array::pinned(MAX_SERVICES, 0);
+#[map]
+static SLOTS: Array<u32> = Array::pinned(MAX_SLOTS, 0);
+#[map]
+static TURNS: Array<u64> = Array::pinned(MAX_SERVICES, 0);
+#[map]
+static BACKENDS: Array<Backend> = Array::pinned(MAX_BACKENDS, 0);
+#[map]
+static NEXT_HOPS: Array<Hop> = Array::pinned(MAX_BACKENDS, 0);
+#[map]
+static CURSORS: Array<u64> = Array::pinned(MAX_BACKENDS, 0);
+#[map]
+static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_BACKENDS, 0);
+#[map]
+static REASONS: PerCpuArray<ReasonCounters> = PerCpuArray::pinned(1, 0);
+/// Not read here: the control path keeps it with the rest.
+#[map]
+static META: Array<Meta> = Array::pinned(1, 0);
+/// Not read here: the control path keeps it with the rest.
+#[map]
+static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
+
+/// The flow table of a family.
+pub(crate) trait FlowMap: Family {
+    /// Which map.
+    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
+}
+
+impl FlowMap for V4 {
+    #[inline(always)]
+    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+        &FLOWS_V4
+    }
+}
+
+impl FlowMap for V6 {
+    #[inline(always)]
+    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+        &FLOWS_V6
+    }
+}
+
+/// All maps together.
+#[derive(Clone, Copy)]
+pub(crate) struct Maps;
+
+/// A value in map memory, alive until the program returns.
+pub(crate) struct InMap<T>(NonNull<T>);
+
+impl<T> InMap<T> {
+    #[inline(always)]
+    fn new(pointer: *mut T) -> Option<Self> {
+        NonNull::new(pointer).map(Self)
+    }
+}
+
+impl<T> Deref for InMap<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: made by `new` from a lookup that the verifier saw compared with null; elements live on until the
+        // program returns, and every value type is valid for any bit pattern, whoever writes it meanwhile.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<F: Family> Flow<F> for InMap<FlowEntry<F>> {
+    #[inline(always)]
+    fn record(&self, seen: Seen, now: Tick) {
+        let entry = self.0.as_ptr();
+        // SAFETY: live map memory (see `Deref`); each is one aligned scalar store.
+        unsafe {
+            (&raw mut (*entry).seen).write_volatile(seen);
+            (&raw mut (*entry).last).write_volatile(now);
+        }
+    }
+
+    #[inline(always)]
+    fn set_client(&self, client: Hop) {
+        // SAFETY: live map memory (see `Deref`).
+        unsafe { (&raw mut (*self.0.as_ptr()).client).write(client) }
+    }
+}
+
+impl Tables for Maps {
+    type Ref<T: Copy + 'static> = InMap<T>;
+
+    #[inline(always)]
+    fn now(self) -> Tick {
+        // SAFETY: a helper without arguments.
+        Tick::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+    }
+
+    #[inline(always)]
+    fn service_index(self, key: &ServiceKey) -> Option<u32> {
+        SERVICES.get_ptr_mut(key).and_then(InMap::new).map(|index| *index)
+    }
+
+    #[inline(always)]
+    fn service(self, index: u32) -> Option<InMap<Service>> {
+        SERVICE.get_ptr_mut(index).and_then(InMap::new)
+    }
+
+    #[inline(always)]
+    fn slot(self, index: u32) -> Option<u32> {
+        SLOTS.get_ptr_mut(index).and_then(InMap::new).map(|backend| *backend)
+    }
+
+    #[inline(always)]
+    fn backend(self, index: u32) -> Option<InMap<Backend>> {
+        BACKENDS.get_ptr_mut(index).and_then(InMap::new)
+    }
+
+    #[inline(always)]
+    fn next_hop(self, backend: u32) -> Option<InMap<Hop>> {
+        NEXT_HOPS.get_ptr_mut(backend).and_then(InMap::new)
+    }
+
+    #[inline(always)]
+    fn take_turn(self, service: u32) -> u64 {
+        take(&TURNS, service)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a sequence that goes round")]
+    fn take_port(self, cursor: u32) -> u32 {
+        take(&CURSORS, cursor) as u32
+    }
+
+    #[inline(always)]
+    fn count(self, reason: Reason) {
+        if let Some(counters) = REASONS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own copy, not null; the index is below the array's length (tested with `Reason::ALL`).
+            unsafe { (*counters).packets[reason as usize] += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn count_traffic(self, backend: u32, side: Side, bytes: usize) {
+        if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own copy, not null.
+            let counters = unsafe { &mut *counters };
+            let traffic = if side == Side::Request { &mut counters.requests } else { &mut counters.replies };
+            traffic.packets += 1;
+            traffic.bytes += bytes as u64;
+        }
+    }
+
+    #[inline(always)]
+    fn count_connection(self, backend: u32) {
+        if let Some(counters) = BACKEND_COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: this CPU's own copy, not null.
+            unsafe { (*counters).connections += 1 }
+        }
+    }
+}
+
+impl<F: FlowMap> Flows<F> for Maps {
+    type Flow = InMap<FlowEntry<F>>;
+
+    #[inline(always)]
+    fn flow(self, key: &FlowKey<F>) -> Option<Self::Flow> {
+        F::map().get_ptr_mut(key).and_then(InMap::new)
+    }
+
+    #[inline(always)]
+    fn insert(self, key: &FlowKey<F>, entry: &FlowEntry<F>) -> Result<(), NotInserted> {
+        const EEXIST: i32 = -17;
+        F::map().insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|error| match error {
+            EEXIST => NotInserted::Exists,
+            // E2BIG: no element left. ENOMEM and EBUSY: no way to take one now, which is the same to a client.
+            _ => NotInserted::Full,
+        })
+    }
+
+    #[inline(always)]
+    fn remove(self, key: &FlowKey<F>) {
+        // Gone already is as good.
+        let _gone = F::map().remove(key);
+    }
+}
+
+/// The counter's value, and one more for the next caller on whatever CPU.
+#[inline(always)]
+fn take(counters: &Array<u64>, index: u32) -> u64 {
+    match counters.get_ptr_mut(index) {
+        // SAFETY: not null, an aligned u64 in a map.
+        Some(counter) => unsafe { crate::atomic::fetch_increment(counter) },
+        None => 0,
+    }
+}

@@ -1,0 +1,40 @@
+//! A packet of no known flow: is it for a service, and may a connection begin with it?
+
+use lb_common::{Family, Reason, ServiceKey};
+
+use crate::{
+    pair,
+    parse::Packet,
+    select,
+    tables::{Flows, Tables},
+};
+
+/// Makes the pair of flows that the packet belongs to. Nothing of the packet is changed, so that every error leaves
+/// it as it came.
+///
+/// # Errors
+///
+/// The reason why there is no connection.
+#[inline(always)]
+pub fn connect<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>) -> Result<(), Reason> {
+    let service = find_service(tables, packet)?;
+    if !packet.opens() {
+        return Err(Reason::Stray);
+    }
+    packet.may_travel()?;
+    let backend = select::select(tables, service)?;
+    pair::insert(tables, packet, service, backend)
+}
+
+/// Index of the service that the packet is for.
+// Out of line like what follows: each step has the stack for itself, of which BPF has 512 bytes.
+#[inline(never)]
+fn find_service<F: Family, M: Tables>(tables: M, packet: &Packet<F>) -> Result<u32, Reason> {
+    let key = ServiceKey {
+        addr: F::widen(packet.key.tuple.dst),
+        port: packet.key.tuple.dst_port,
+        protocol: packet.protocol.number(),
+        family: F::NUMBER,
+    };
+    tables.service_index(&key).ok_or(Reason::NoService)
+}

@@ -1,0 +1,23 @@
+//! Where a packet leaves.
+
+use lb_common::{Family, Hop, Reason, Side};
+
+use crate::{pair, parse::Packet, tables::Flows};
+
+/// The way that the packet takes: to its backend's next hop, or back to where the client's packets come from, which a
+/// request keeps up to date.
+///
+/// # Errors
+///
+/// [`Reason::NoNextHop`] while the way is not known.
+#[inline(always)]
+pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow) -> Result<Hop, Reason> {
+    if flow.side == Side::Reply {
+        return Ok(flow.client);
+    }
+    if flow.client != packet.back {
+        pair::relearn(tables, packet, flow);
+    }
+    let hop = tables.next_hop(flow.backend).ok_or(Reason::NoNextHop)?;
+    if hop.is_known() { Ok(*hop) } else { Err(Reason::NoNextHop) }
+}

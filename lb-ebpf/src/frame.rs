@@ -1,0 +1,155 @@
+//! Frames: the only way to the bytes of a packet.
+//!
+//! Headers are arrays of bytes, at offsets that are even and no more. The compiler would take them apart byte by byte
+//! on BPF, and put them together with shifts, though the kernel lets packets be read at any alignment where the
+//! machine does ([`Field`] asks it to).
+
+use network_types::{
+    eth::EthHdr,
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+/// A type that may be laid over bytes of a frame.
+///
+/// # Safety
+///
+/// No padding, valid for every bit pattern, and an alignment of at most two: headers start at even offsets.
+pub unsafe trait Wire: Copy {}
+
+// SAFETY: two arrays of bytes and a u16, 14 bytes in all.
+unsafe impl Wire for EthHdr {}
+// SAFETY: bytes and arrays of bytes only.
+unsafe impl Wire for Ipv4Hdr {}
+// SAFETY: bytes and arrays of bytes only.
+unsafe impl Wire for Ipv6Hdr {}
+// SAFETY: arrays of bytes only.
+unsafe impl Wire for TcpHdr {}
+// SAFETY: arrays of bytes only.
+unsafe impl Wire for UdpHdr {}
+// SAFETY: bytes only.
+unsafe impl<const N: usize> Wire for [u8; N] {}
+// SAFETY: arrays of bytes only.
+unsafe impl Wire for Link {}
+
+/// The addresses of an Ethernet header, in the pieces that they are turned round in.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Link {
+    /// First bytes of the destination address.
+    pub dst_head: [u8; 2],
+    /// The rest of it.
+    pub dst_tail: [u8; 4],
+    /// First bytes of the source address.
+    pub src_head: [u8; 4],
+    /// The rest of it.
+    pub src_tail: [u8; 2],
+}
+
+// SAFETY: arrays of bytes only.
+unsafe impl Wire for Ports {}
+
+/// What TCP and UDP headers both begin with (RFC 9293 section 3.1, RFC 768).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Ports {
+    /// Source port.
+    pub src: [u8; 2],
+    /// Destination port.
+    pub dst: [u8; 2],
+}
+
+/// The bytes of one frame, from the Ethernet header on.
+pub trait Frame {
+    /// How many bytes there are.
+    fn length(&self) -> usize;
+
+    /// The `T` at `offset` (even, from the frame's start), or `None` if the frame ends before its end.
+    fn at<T: Wire>(&self, offset: usize) -> Option<&T>;
+
+    /// Like [`Frame::at`], to be written.
+    fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+}
+
+/// A field of a header, in words of the machine's order, each read and written by one instruction.
+pub trait Field {
+    /// The word, or the words.
+    type Words;
+
+    /// Reads the field.
+    fn load(&self) -> Self::Words;
+    /// Overwrites the field.
+    fn store(&mut self, words: Self::Words);
+}
+
+macro_rules! field {
+    ($size:literal, $word:ty, $load:literal, $store:literal) => {
+        impl Field for [u8; $size] {
+            type Words = $word;
+
+            #[cfg(target_arch = "bpf")]
+            #[inline(always)]
+            #[expect(clippy::cast_possible_truncation, reason = "the load clears the bits beyond its size")]
+            fn load(&self) -> $word {
+                let word: u64;
+                // SAFETY: reads the bytes of `self` and no other.
+                unsafe {
+                    core::arch::asm!(
+                        $load,
+                        p = in(reg) self,
+                        w = out(reg) word,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
+                word as $word
+            }
+
+            #[cfg(target_arch = "bpf")]
+            #[inline(always)]
+            fn store(&mut self, word: $word) {
+                // SAFETY: writes the bytes of `self` and no other.
+                unsafe {
+                    core::arch::asm!(
+                        $store,
+                        p = in(reg) self,
+                        w = in(reg) u64::from(word),
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+
+            #[cfg(not(target_arch = "bpf"))]
+            fn load(&self) -> $word {
+                <$word>::from_ne_bytes(*self)
+            }
+
+            #[cfg(not(target_arch = "bpf"))]
+            fn store(&mut self, word: $word) {
+                *self = word.to_ne_bytes();
+            }
+        }
+    };
+}
+
+field!(2, u16, "{w} = *(u16 *)({p} + 0)", "*(u16 *)({p} + 0) = {w}");
+field!(4, u32, "{w} = *(u32 *)({p} + 0)", "*(u32 *)({p} + 0) = {w}");
+
+impl Field for [u8; 16] {
+    type Words = [u32; 4];
+
+    #[inline(always)]
+    fn load(&self) -> [u32; 4] {
+        match self.as_chunks::<4>() {
+            ([a, b, c, d], []) => [a.load(), b.load(), c.load(), d.load()],
+            _ => unreachable!("sixteen bytes are four words"),
+        }
+    }
+
+    #[inline(always)]
+    fn store(&mut self, words: [u32; 4]) {
+        for (bytes, word) in self.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            bytes.store(word);
+        }
+    }
+}

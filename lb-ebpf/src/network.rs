@@ -1,0 +1,111 @@
+//! Network headers: IPv4 (RFC 791) and IPv6 (RFC 8200).
+
+use lb_common::{Address4, Address6, Delta, Family, Reason, Tuple, V4, V6};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::frame::{Field as _, Frame};
+
+/// What later stages need of a network header.
+#[derive(Clone, Copy, Debug)]
+pub struct Header<F: Family> {
+    /// Source address.
+    pub src: F::Address,
+    /// Destination address.
+    pub dst: F::Address,
+    /// IP protocol number of what follows.
+    pub protocol: u8,
+    /// Routers that the packet may still pass, this one included.
+    pub hops: u8,
+    /// Offset in the frame of what follows.
+    pub transport: usize,
+    /// Bytes of what follows; less than the frame has where that is padded.
+    pub payload: usize,
+}
+
+/// The packet path's side of an address family.
+pub trait Network: Family {
+    /// Reads the header at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::Malformed`] where it contradicts itself or the frame, [`Reason::Fragment`] for fragments.
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason>;
+
+    /// Writes the addresses and one hop less. `delta` is for the header's checksum, the hop included.
+    fn rewrite(frame: &mut impl Frame, offset: usize, becomes: &Tuple<Self>, delta: Delta) -> Option<()>;
+}
+
+impl Network for V4 {
+    #[inline(always)]
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason> {
+        /// More-fragments flag and fragment offset (RFC 791 section 3.1); what remains is reserved and don't-fragment.
+        const FRAGMENT: u16 = 0x3fff;
+
+        let header: &Ipv4Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
+        let header_length = usize::from(header.vihl & 0x0f) * 4;
+        let total_length = usize::from(u16::from_be(header.tot_len.load()));
+        if header.vihl >> 4 != 4
+            || header_length < size_of::<Ipv4Hdr>()
+            || total_length < header_length
+            || total_length + offset > frame.length()
+        {
+            return Err(Reason::Malformed);
+        }
+        if u16::from_be(header.frags.load()) & FRAGMENT != 0 {
+            return Err(Reason::Fragment);
+        }
+        Ok(Header {
+            src: Address4(header.src_addr.load()),
+            dst: Address4(header.dst_addr.load()),
+            protocol: header.proto,
+            hops: header.ttl,
+            transport: offset + header_length,
+            payload: total_length - header_length,
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite(frame: &mut impl Frame, offset: usize, becomes: &Tuple<Self>, delta: Delta) -> Option<()> {
+        let header: &mut Ipv4Hdr = frame.at_mut(offset)?;
+        header.src_addr.store(becomes.src.0);
+        header.dst_addr.store(becomes.dst.0);
+        header.ttl = header.ttl.wrapping_sub(1);
+        header.check.store(delta.apply(header.check.load()));
+        Some(())
+    }
+}
+
+impl Network for V6 {
+    #[inline(always)]
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason> {
+        /// IPv6's fragment header (RFC 8200 section 4.5).
+        const FRAGMENT: u8 = 44;
+
+        let header: &Ipv6Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
+        let payload = usize::from(u16::from_be(header.payload_len.load()));
+        let [version, ..] = header.vcf;
+        if version >> 4 != 6 || payload + offset + size_of::<Ipv6Hdr>() > frame.length() {
+            return Err(Reason::Malformed);
+        }
+        if header.next_hdr == FRAGMENT {
+            return Err(Reason::Fragment);
+        }
+        Ok(Header {
+            src: Address6(header.src_addr.load()),
+            dst: Address6(header.dst_addr.load()),
+            protocol: header.next_hdr,
+            hops: header.hop_limit,
+            transport: offset + size_of::<Ipv6Hdr>(),
+            payload,
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite(frame: &mut impl Frame, offset: usize, becomes: &Tuple<Self>, _delta: Delta) -> Option<()> {
+        let header: &mut Ipv6Hdr = frame.at_mut(offset)?;
+        header.src_addr.store(becomes.src.0);
+        header.dst_addr.store(becomes.dst.0);
+        header.hop_limit = header.hop_limit.wrapping_sub(1);
+        Some(())
+    }
+}

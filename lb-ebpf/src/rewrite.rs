@@ -1,0 +1,35 @@
+//! From what a flow says to the bytes of the frame.
+
+use lb_common::{FlowEntry, Hop, Protocol};
+
+use crate::{
+    frame::{Field as _, Frame, Ports},
+    network::Network,
+    parse::Packet,
+    transport::{Tcp, Transport as _, Udp},
+};
+
+/// Writes MAC addresses, addresses and ports, takes one hop, and adds the flow's deltas to the checksums. `None` if
+/// the frame is shorter than it was when it was parsed, which cannot be: the verifier asks.
+#[inline(always)]
+pub fn rewrite<F: Network>(
+    frame: &mut impl Frame,
+    packet: &Packet<F>,
+    flow: &FlowEntry<F>,
+    hop: &Hop,
+) -> Option<()> {
+    let becomes = &flow.becomes;
+    match packet.protocol {
+        Protocol::Tcp => Tcp::adjust(frame, packet.transport, flow.transport)?,
+        Protocol::Udp => Udp::adjust(frame, packet.transport, flow.transport)?,
+    }
+    let ports: &mut Ports = frame.at_mut(packet.transport)?;
+    ports.src.store(becomes.src_port.wire());
+    ports.dst.store(becomes.dst_port.wire());
+    F::rewrite(frame, packet.network, becomes, flow.network)?;
+    let [head, middle, tail] = hop.link();
+    frame.at_mut::<[u8; 4]>(0)?.store(head);
+    frame.at_mut::<[u8; 4]>(4)?.store(middle);
+    frame.at_mut::<[u8; 4]>(8)?.store(tail);
+    Some(())
+}

@@ -1,0 +1,69 @@
+//! Tables: the only way to state that outlives a packet. In the kernel they are maps, in tests plain collections.
+
+use core::ops::Deref;
+
+use lb_common::{Backend, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey, Side, Tick};
+
+/// What is shared by both families. Tables are handles: copying one copies nothing of what it holds.
+pub trait Tables: Copy {
+    /// A value in a table.
+    type Ref<T: Copy + 'static>: Deref<Target = T>;
+
+    /// Coarse monotonic time.
+    fn now(self) -> Tick;
+    /// Index of the service that packets with that destination are for.
+    fn service_index(self, key: &ServiceKey) -> Option<u32>;
+    /// The service with that index.
+    fn service(self, index: u32) -> Option<Self::Ref<Service>>;
+    /// Index of the backend in that slot.
+    fn slot(self, index: u32) -> Option<u32>;
+    /// The backend with that index.
+    fn backend(self, index: u32) -> Option<Self::Ref<Backend>>;
+    /// The way to the backend with that index.
+    fn next_hop(self, backend: u32) -> Option<Self::Ref<Hop>>;
+    /// How many connections the service has had before this one; no two callers get the same answer.
+    fn take_turn(self, service: u32) -> u64;
+    /// The next number in the sequence of SNAT ports at that cursor; no two callers get the same answer.
+    fn take_port(self, cursor: u32) -> u32;
+    /// Counts a verdict.
+    fn count(self, reason: Reason);
+    /// Counts a packet of `bytes` between a backend and its clients.
+    fn count_traffic(self, backend: u32, side: Side, bytes: usize);
+    /// Counts a new connection to a backend.
+    fn count_connection(self, backend: u32);
+}
+
+/// The flow table of one family.
+pub trait Flows<F: Family>: Tables {
+    /// An entry in the table.
+    type Flow: Flow<F>;
+
+    /// The entry of packets with that key.
+    fn flow(self, key: &FlowKey<F>) -> Option<Self::Flow>;
+    /// Adds an entry, never over an existing one.
+    ///
+    /// # Errors
+    ///
+    /// Says which of the two reasons there is for not adding it.
+    fn insert(self, key: &FlowKey<F>, entry: &FlowEntry<F>) -> Result<(), NotInserted>;
+    /// Removes an entry if it is there.
+    fn remove(self, key: &FlowKey<F>);
+}
+
+/// An entry in a flow table. Other CPUs may write it at any time, so that what is read is a scalar's latest value and
+/// never a promise about two of them together.
+pub trait Flow<F: Family>: Deref<Target = FlowEntry<F>> {
+    /// Writes down what this direction has seen, and when.
+    fn record(&self, seen: Seen, now: Tick);
+    /// Writes down a new way to the client.
+    fn set_client(&self, client: Hop);
+}
+
+/// Why a flow was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotInserted {
+    /// The key is taken.
+    Exists,
+    /// The table is full.
+    Full,
+}
