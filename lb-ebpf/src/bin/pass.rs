@@ -1,6 +1,5 @@
 //! An XDP program that passes every frame: veth wants some program on the peer of an interface that sends by XDP.
-#![no_std]
-#![no_main]
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
 
@@ -9,6 +8,9 @@ use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext
 pub(crate) fn pass(_frame: XdpContext) -> u32 {
     XDP_PASS
 }
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -1,14 +1,14 @@
 //! lb's XDP program: lays the packet path of `lb_ebpf` over packet memory and maps.
-#![no_std]
-#![no_main]
-#![feature(asm_experimental_arch)]
+//!
+//! On the host it is an empty program, there only to be read by clippy.
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod atomic;
 mod maps;
 mod packet;
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
-use aya_log_ebpf::warn;
+use aya_log_ebpf::{debug, warn};
 use lb_common::{Action, Reason};
 use lb_ebpf::Verdict;
 
@@ -19,7 +19,7 @@ use crate::{maps::Maps, packet::XdpFrame};
 pub(crate) fn lb(context: XdpContext) -> u32 {
     let ingress = ingress(&context);
     let verdict = lb_ebpf::process(&mut XdpFrame::new(&context), Maps, ingress);
-    report(&context, verdict, ingress);
+    report(&context, verdict.reason, ingress);
     match verdict.reason.action() {
         Action::Forward if verdict.egress == ingress => xdp_action::XDP_TX,
         Action::Forward => redirect(verdict.egress),
@@ -41,31 +41,35 @@ fn redirect(ifindex: u32) -> u32 {
     u32::try_from(action).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
-/// Logs what is rare. `--log-level` is a constant to the verifier: with it off, none of this is left in the program.
+/// Logs what is rare.
 #[inline(always)]
-fn report(context: &XdpContext, verdict: Verdict, ingress: u32) {
-    match verdict.reason {
+fn report(context: &XdpContext, reason: Reason, ingress: u32) {
+    match reason {
         Reason::TableFull | Reason::PortsExhausted | Reason::NoBackend | Reason::NoNextHop => {
-            refused(XdpContext::new(context.ctx), verdict.reason as u32, ingress);
+            refused(XdpContext::new(context.ctx), reason, ingress);
         }
-        Reason::Stray
-        | Reason::Malformed
-        | Reason::NoChecksum
-        | Reason::TtlExpired
-        | Reason::Fragment
-        | Reason::Forwarded
-        | Reason::NotIp
-        | Reason::OtherProtocol
-        | Reason::NoService => {}
+        Reason::Stray | Reason::Malformed | Reason::NoChecksum | Reason::TtlExpired | Reason::Fragment => {
+            odd(XdpContext::new(context.ctx), reason, ingress);
+        }
+        Reason::Forwarded | Reason::NotIp | Reason::OtherProtocol | Reason::NoService => {}
     }
 }
 
-/// A connection that was not made.
-// Out of line: logging takes stack, which the packet path needs.
+/// Logs a connection that was not made.
+// Out of line, for logging takes stack. `--log-level` is a constant to the verifier: with it off, nothing of this stays.
 #[inline(never)]
-fn refused(context: XdpContext, reason: u32, ingress: u32) {
-    warn!(&context, "connection refused: reason {} interface {}", reason, ingress);
+fn refused(context: XdpContext, reason: Reason, ingress: u32) {
+    warn!(&context, "connection refused on interface {}: {}", ingress, reason.name());
 }
+
+/// Logs a packet that should not have come.
+#[inline(never)]
+fn odd(context: XdpContext, reason: Reason, ingress: u32) {
+    debug!(&context, "odd packet on interface {}: {}", ingress, reason.name());
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]
