@@ -10,7 +10,6 @@ mod packet;
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, warn};
 use lb_common::{Action, Reason};
-use lb_ebpf::Verdict;
 
 use crate::{maps::Maps, packet::XdpFrame};
 
