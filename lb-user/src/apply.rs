@@ -1,0 +1,39 @@
+//! Carries steps of a plan out on the maps.
+
+use std::{collections::HashSet, thread, time::Duration};
+
+use lb_common::Hop;
+
+use crate::{flows, maps::Maps, plan::Step};
+
+/// Far longer than one run of the XDP program takes, even on a CPU that is interrupted meanwhile.
+const IN_FLIGHT: Duration = Duration::from_millis(10);
+
+/// Carries the steps out in their order. The caller holds the lock for edits.
+pub(crate) fn apply(maps: &mut Maps, steps: &[Step]) -> anyhow::Result<()> {
+    steps.iter().try_for_each(|step| carry_out(maps, step))
+}
+
+fn carry_out(maps: &mut Maps, step: &Step) -> anyhow::Result<()> {
+    match step {
+        Step::ResetBackend { index } => {
+            maps.set_hop(*index, Hop::default())?;
+            maps.reset_backend_counters(*index)
+        }
+        Step::WriteHop { index, hop } => maps.set_hop(*index, *hop),
+        Step::WriteBackend { index, backend } => maps.set_backend(*index, *backend),
+        Step::WriteSlots { offset, backends } => {
+            (*offset..).zip(backends).try_for_each(|(slot, backend)| maps.set_slot(slot, *backend))
+        }
+        Step::ResetTurns { index } => maps.reset_turns(*index),
+        Step::WriteService { index, service } => maps.set_service(*index, service),
+        Step::Open { key, index } => maps.open_service(key, *index),
+        Step::Close { key } => maps.close_service(key),
+        Step::Settle => {
+            thread::sleep(IN_FLIGHT);
+            Ok(())
+        }
+        Step::EndFlows { backends } => flows::end(maps, &HashSet::from_iter(backends.iter().copied())),
+        Step::WriteMeta(meta) => maps.set_meta(*meta),
+    }
+}

@@ -1,0 +1,156 @@
+//! The editing commands: `lb service add|rm`, `lb backend add|set|drain|rm`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    iter,
+    net::IpAddr,
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::bail;
+use lb_common::Hop;
+
+use crate::{
+    apply::apply,
+    balancer::Balancer,
+    model::{Endpoint, Invalid, NewService, ServiceAddress, SnatPool, Weight},
+    neighbour::{self, Way},
+    netlink::{Netlink, Route},
+    plan::{State, Step},
+    runtime,
+};
+
+/// How long `lb backend add` waits for a next hop to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// More than this is not listed one by one.
+const MANY: usize = 8;
+
+/// An edit of a balancer's tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Edit {
+    AddService(NewService),
+    RemoveService(ServiceAddress),
+    AddBackend(ServiceAddress, Endpoint),
+    SetWeight(ServiceAddress, Endpoint, Weight),
+    DrainBackend(ServiceAddress, Endpoint),
+    RemoveBackend(ServiceAddress, Endpoint),
+}
+
+impl Edit {
+    fn plan(&self, state: &mut State, hops: &HashMap<IpAddr, Hop>) -> Result<Vec<Step>, Invalid> {
+        match self {
+            Self::AddService(new) => state.add_service(new, hops),
+            Self::RemoveService(service) => state.remove_service(*service),
+            Self::AddBackend(service, backend) => state.add_backend(*service, *backend, hops),
+            Self::SetWeight(service, backend, weight) => state.set_weight(*service, *backend, *weight),
+            Self::DrainBackend(service, backend) => state.drain_backend(*service, *backend),
+            Self::RemoveBackend(service, backend) => state.remove_backend(*service, *backend),
+        }
+    }
+}
+
+/// Makes the edit on the balancer pinned in `dir`.
+pub(crate) fn edit(dir: &Path, command: &str, edit: &Edit) -> anyhow::Result<()> {
+    let balancer = Balancer::read(dir, command)?;
+    // What cannot be is refused before anybody is asked for a next hop, which can take a second.
+    edit.plan(&mut balancer.maps.state()?, &HashMap::new())?;
+    let hops = explore(&balancer, edit)?;
+
+    let (_lock, mut maps) = balancer.lock()?;
+    // The state may have changed while the lock was somebody else's.
+    let steps = edit.plan(&mut maps.state()?, &hops)?;
+    apply(&mut maps, &steps)
+}
+
+/// Next hops for what the edit adds, with warnings for what is going to be in the way.
+fn explore(balancer: &Balancer, edit: &Edit) -> anyhow::Result<HashMap<IpAddr, Hop>> {
+    match edit {
+        Edit::AddService(new) => runtime()?.block_on(async {
+            warn_if_foreign(&Netlink::connect()?, &addresses(new)).await?;
+            Ok(HashMap::new())
+        }),
+        Edit::AddBackend(_, backend) => runtime()?.block_on(async {
+            let ways = neighbour::resolve(&Netlink::connect()?, [backend.ip()], PATIENCE).await?;
+            refuse_impossible(&ways)?;
+            let attached =
+                balancer.maps.interfaces()?.into_iter().map(|(index, _)| index).collect::<Vec<_>>();
+            warn_of_obstacles(&ways, &attached);
+            Ok(hops(&ways))
+        }),
+        _ => Ok(HashMap::new()),
+    }
+}
+
+/// The addresses that packets of a service are sent to: its own from clients, those for SNAT from backends.
+pub(crate) fn addresses(new: &NewService) -> BTreeSet<IpAddr> {
+    let snat = new.snat().map(SnatPool::addresses).unwrap_or_default();
+    iter::once(new.address().ip()).chain(snat.iter().copied()).collect()
+}
+
+/// The ways that are known.
+pub(crate) fn hops(ways: &BTreeMap<IpAddr, Way>) -> HashMap<IpAddr, Hop> {
+    ways.iter().filter_map(|(ip, way)| Some((*ip, way.hop()?))).collect()
+}
+
+/// Refuses backends that there can never be a way to.
+///
+/// # Errors
+///
+/// There is one.
+pub(crate) fn refuse_impossible(ways: &BTreeMap<IpAddr, Way>) -> anyhow::Result<()> {
+    for (ip, way) in ways {
+        if let Way::Never(why) = way {
+            bail!("{ip} cannot be a backend: {why}");
+        }
+    }
+    Ok(())
+}
+
+/// Warns of backends that cannot be reached yet, or whose replies will not be seen.
+pub(crate) fn warn_of_obstacles(ways: &BTreeMap<IpAddr, Way>, attached: &[u32]) {
+    let mut warnings = Vec::new();
+    for (ip, way) in ways {
+        if let Some(why) = neighbour::obstacle(*ip, way) {
+            warnings.push(format!("backend {ip} cannot be reached yet: {why}; lb run keeps trying"));
+        }
+        if let Way::Open { via, .. } | Way::Asking { via } = way
+            && !attached.contains(&via.ifindex)
+        {
+            warnings.push(format!(
+                "backend {ip} is reached through {0}, to which lb is not attached: its replies are not translated; \
+                 start lb run with --iface {0} too",
+                via.interface
+            ));
+        }
+    }
+    let more = warnings.len().saturating_sub(MANY);
+    warnings.iter().take(MANY).for_each(|warning| log::warn!("{warning}"));
+    if more > 0 {
+        log::warn!("and {more} more warnings about backends: see `lb status` for their next hops");
+    }
+}
+
+/// Warns of addresses that are not this host's: unless somebody routes them here, no packet for them comes.
+pub(crate) async fn warn_if_foreign(netlink: &Netlink, ips: &BTreeSet<IpAddr>) -> anyhow::Result<()> {
+    let mut foreign = Vec::new();
+    for ip in ips {
+        if netlink.route(*ip).await? != Route::Local {
+            foreign.push(ip.to_string());
+        }
+    }
+    let Some(first) = foreign.first().cloned() else { return Ok(()) };
+    let length = if first.contains(':') { 128 } else { 32 };
+    if foreign.len() > MANY {
+        let more = foreign.len() - MANY;
+        foreign.truncate(MANY);
+        foreign.push(format!("and {more} more"));
+    }
+    log::warn!(
+        "not addresses of this host: {}; packets for them come here only if a router sends them, \
+         `ip addr add {first}/{length} dev IFACE` makes this host answer for one",
+        foreign.join(", ")
+    );
+    Ok(())
+}

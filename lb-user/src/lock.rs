@@ -1,0 +1,155 @@
+//! Who may edit, and who is the daemon.
+//!
+//! Two locks, both of flock(2) on directories, for the bpf file system has no regular files. Edits lock the pin
+//! directory itself, `lb run` locks the directory `daemon` in it as long as it lives. The kernel gives a lock back when
+//! its holder dies, however it dies.
+
+use std::{
+    fs::{File, TryLockError},
+    io::{self, ErrorKind},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+/// Name of the directory that `lb run` locks.
+pub(crate) const DAEMON: &str = "daemon";
+
+/// How long `lb run` tries: somebody who only looks whether it lives holds the lock for microseconds.
+const PATIENCE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A lock, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _directory: File,
+}
+
+/// Waits for the right to edit the maps pinned in `dir`; `None` if there is no such directory.
+pub(crate) fn edit(dir: &Path) -> anyhow::Result<Option<Lock>> {
+    loop {
+        let Some(directory) = open(dir)? else { return Ok(None) };
+        directory.lock().with_context(|| format!("cannot lock {}", dir.display()))?;
+        if is_still(&directory, dir) {
+            return Ok(Some(Lock { _directory: directory }));
+        }
+    }
+}
+
+/// The right to edit, if nobody has it at the moment.
+pub(crate) fn try_edit(dir: &Path) -> anyhow::Result<Option<Lock>> {
+    try_lock(dir).with_context(|| format!("cannot lock {}", dir.display()))
+}
+
+/// The right to be the daemon of `dir`, which must have its directory `daemon`; `None` if another process has it.
+pub(crate) fn daemon(dir: &Path) -> anyhow::Result<Option<Lock>> {
+    let path = daemon_directory(dir);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let lock = try_lock(&path).with_context(|| format!("cannot lock {}", path.display()))?;
+        if lock.is_some() || Instant::now() > deadline {
+            return Ok(lock);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Whether a daemon lives on `dir`.
+pub(crate) fn daemon_lives(dir: &Path) -> anyhow::Result<bool> {
+    let path = daemon_directory(dir);
+    let Some(directory) = open(&path)? else { return Ok(false) };
+    match directory.try_lock_shared() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// The directory that `lb run` locks.
+pub(crate) fn daemon_directory(dir: &Path) -> PathBuf {
+    dir.join(DAEMON)
+}
+
+fn open(dir: &Path) -> anyhow::Result<Option<File>> {
+    match File::open(dir) {
+        Ok(directory) => Ok(Some(directory)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot open {}", dir.display())),
+    }
+}
+
+fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
+    let directory = File::open(path)?;
+    match directory.try_lock() {
+        Ok(()) => Ok(is_still(&directory, path).then_some(Lock { _directory: directory })),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether the path still leads to that directory: its holder may have removed it while somebody waited for it.
+fn is_still(directory: &File, path: &Path) -> bool {
+    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    match (directory.metadata(), path.metadata()) {
+        (Ok(locked), Ok(present)) => identity(locked) == identity(present),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{env, fs, process};
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = env::temp_dir().join(format!("lb-lock-{name}-{}", process::id()));
+            fs::create_dir_all(path.join(DAEMON)).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    #[test]
+    fn one_daemon_a_directory_and_it_lives_as_long_as_its_lock() {
+        let scratch = Scratch::new("daemon");
+        assert!(!daemon_lives(&scratch.0).unwrap());
+        let first = daemon(&scratch.0).unwrap();
+        assert!(first.is_some());
+        assert!(daemon_lives(&scratch.0).unwrap());
+        assert!(daemon(&scratch.0).unwrap().is_none());
+        drop(first);
+        assert!(!daemon_lives(&scratch.0).unwrap());
+        assert!(daemon(&scratch.0).unwrap().is_some());
+    }
+
+    #[test]
+    fn edits_exclude_each_other_but_not_the_daemon() {
+        let scratch = Scratch::new("edit");
+        let _daemon = daemon(&scratch.0).unwrap();
+        let edit = edit(&scratch.0).unwrap();
+        assert!(edit.is_some());
+        assert!(try_edit(&scratch.0).unwrap().is_none());
+        drop(edit);
+        assert!(try_edit(&scratch.0).unwrap().is_some());
+    }
+
+    #[test]
+    fn without_the_directory_there_is_nothing_to_edit_and_no_daemon() {
+        let missing = Path::new("/nonexistent/lb");
+        assert!(edit(missing).unwrap().is_none());
+        assert!(!daemon_lives(missing).unwrap());
+    }
+}

@@ -1,0 +1,281 @@
+//! The pinned maps: their names, opening them, and typed access. Decides nothing.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+};
+use lb_common::{
+    Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, LAYOUT_VERSION, Meta, Reason,
+    Service, ServiceKey, V4, V6, verdict::ReasonCounters,
+};
+
+use crate::{batch, plan::State};
+
+/// The names, as the XDP program declares them, and as they are pinned.
+pub(crate) mod name {
+    pub(crate) const FLOWS_V4: &str = "FLOWS_V4";
+    pub(crate) const FLOWS_V6: &str = "FLOWS_V6";
+    pub(crate) const SERVICES: &str = "SERVICES";
+    pub(crate) const SERVICE: &str = "SERVICE";
+    pub(crate) const SLOTS: &str = "SLOTS";
+    pub(crate) const TURNS: &str = "TURNS";
+    pub(crate) const BACKENDS: &str = "BACKENDS";
+    pub(crate) const NEXT_HOPS: &str = "NEXT_HOPS";
+    pub(crate) const CURSORS: &str = "CURSORS";
+    pub(crate) const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    pub(crate) const REASONS: &str = "REASONS";
+    pub(crate) const META: &str = "META";
+    pub(crate) const INTERFACES: &str = "INTERFACES";
+
+    /// All that are pinned.
+    pub(crate) const PINNED: [&str; 13] = [
+        FLOWS_V4,
+        FLOWS_V6,
+        SERVICES,
+        SERVICE,
+        SLOTS,
+        TURNS,
+        BACKENDS,
+        NEXT_HOPS,
+        CURSORS,
+        BACKEND_COUNTERS,
+        REASONS,
+        META,
+        INTERFACES,
+    ];
+}
+
+/// A flow table.
+pub(crate) type FlowMap<F> = HashMap<MapData, FlowKey<F>, FlowEntry<F>>;
+
+/// The maps of one balancer.
+pub(crate) struct Maps {
+    pub(crate) flows_v4: FlowMap<V4>,
+    pub(crate) flows_v6: FlowMap<V6>,
+    services: HashMap<MapData, ServiceKey, u32>,
+    service: Array<MapData, Service>,
+    slots: Array<MapData, u32>,
+    turns: Array<MapData, u64>,
+    backends: Array<MapData, Backend>,
+    next_hops: Array<MapData, Hop>,
+    backend_counters: PerCpuArray<MapData, BackendCounters>,
+    reasons: PerCpuArray<MapData, ReasonCounters>,
+    meta: Array<MapData, Meta>,
+    interfaces: HashMap<MapData, u32, Interface>,
+}
+
+impl Maps {
+    /// Opens the maps pinned in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// One cannot be opened, or has another layout.
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let pins = Pins(dir);
+        let meta: Array<_, Meta> = pins.open(name::META)?;
+        let version = meta.get(&0, 0)?.layout_version;
+        // Zero: made, but not yet filled in by `lb run`, which holds the lock meanwhile.
+        if version != LAYOUT_VERSION && version != 0 {
+            bail!(
+                "the maps in {} are of layout version {version}, and this lb knows version {LAYOUT_VERSION}: use the \
+                 lb that made them, or remove them with `lb detach`",
+                dir.display()
+            );
+        }
+        Ok(Self {
+            flows_v4: pins.open(name::FLOWS_V4)?,
+            flows_v6: pins.open(name::FLOWS_V6)?,
+            services: pins.open(name::SERVICES)?,
+            service: pins.open(name::SERVICE)?,
+            slots: pins.open(name::SLOTS)?,
+            turns: pins.open(name::TURNS)?,
+            backends: pins.open(name::BACKENDS)?,
+            next_hops: pins.open(name::NEXT_HOPS)?,
+            backend_counters: pins.open(name::BACKEND_COUNTERS)?,
+            reasons: pins.open(name::REASONS)?,
+            meta,
+            interfaces: pins.open(name::INTERFACES)?,
+        })
+    }
+
+    /// The balancer's own record.
+    pub(crate) fn meta(&self) -> anyhow::Result<Meta> {
+        self.meta.get(&0, 0).context("cannot read the balancer's record")
+    }
+
+    /// Writes the balancer's own record.
+    pub(crate) fn set_meta(&mut self, meta: Meta) -> anyhow::Result<()> {
+        self.meta.set(0, meta, 0).context("cannot write the balancer's record")
+    }
+
+    /// Services and backends as they are.
+    pub(crate) fn state(&self) -> anyhow::Result<State> {
+        let mut state = State::new(self.meta()?);
+        let services = batch::read_all(&self.service).context("cannot read the services")?;
+        state.services = services.into_iter().filter(|(_, service)| service.in_use != 0).collect();
+        let backends = batch::read_all(&self.backends).context("cannot read the backends")?;
+        state.backends = backends.into_iter().filter(|(_, backend)| backend.state != 0).collect();
+        Ok(state)
+    }
+
+    pub(crate) fn set_service(&mut self, index: u32, service: &Service) -> anyhow::Result<()> {
+        self.service.set(index, service, 0).with_context(|| format!("cannot write service {index}"))
+    }
+
+    pub(crate) fn open_service(&mut self, key: &ServiceKey, index: u32) -> anyhow::Result<()> {
+        self.services.insert(key, index, 0).with_context(|| format!("cannot open service {index}"))
+    }
+
+    /// A service that is closed already is as good.
+    pub(crate) fn close_service(&mut self, key: &ServiceKey) -> anyhow::Result<()> {
+        ignore_missing(self.services.remove(key)).context("cannot close the service")
+    }
+
+    pub(crate) fn set_slot(&mut self, slot: u32, backend: u32) -> anyhow::Result<()> {
+        self.slots.set(slot, backend, 0).with_context(|| format!("cannot write slot {slot}"))
+    }
+
+    pub(crate) fn reset_turns(&mut self, service: u32) -> anyhow::Result<()> {
+        self.turns.set(service, 0, 0).with_context(|| format!("cannot reset the turns of service {service}"))
+    }
+
+    pub(crate) fn set_backend(&mut self, index: u32, backend: Backend) -> anyhow::Result<()> {
+        self.backends.set(index, backend, 0).with_context(|| format!("cannot write backend {index}"))
+    }
+
+    pub(crate) fn hop(&self, backend: u32) -> anyhow::Result<Hop> {
+        self.next_hops
+            .get(&backend, 0)
+            .with_context(|| format!("cannot read the next hop of backend {backend}"))
+    }
+
+    pub(crate) fn set_hop(&mut self, backend: u32, hop: Hop) -> anyhow::Result<()> {
+        self.next_hops
+            .set(backend, hop, 0)
+            .with_context(|| format!("cannot write the next hop of backend {backend}"))
+    }
+
+    /// What passed to and from a backend, on all CPUs together.
+    pub(crate) fn backend_counters(&self, backend: u32) -> anyhow::Result<BackendCounters> {
+        let per_cpu = self
+            .backend_counters
+            .get(&backend, 0)
+            .with_context(|| format!("cannot read the counters of backend {backend}"))?;
+        Ok(per_cpu.iter().fold(BackendCounters::default(), |mut sum, cpu| {
+            sum.requests.packets += cpu.requests.packets;
+            sum.requests.bytes += cpu.requests.bytes;
+            sum.replies.packets += cpu.replies.packets;
+            sum.replies.bytes += cpu.replies.bytes;
+            sum.connections += cpu.connections;
+            sum
+        }))
+    }
+
+    pub(crate) fn reset_backend_counters(&mut self, backend: u32) -> anyhow::Result<()> {
+        let cpus = aya::util::nr_cpus().map_err(|(path, error)| error_at(path, error))?;
+        let zero = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])?;
+        self.backend_counters
+            .set(backend, zero, 0)
+            .with_context(|| format!("cannot reset the counters of backend {backend}"))
+    }
+
+    /// Every reason with its count on all CPUs together.
+    pub(crate) fn reasons(&self) -> anyhow::Result<Vec<(Reason, u64)>> {
+        let per_cpu = self.reasons.get(&0, 0).context("cannot read the counters of reasons")?;
+        let sum = |reason: Reason| per_cpu.iter().filter_map(|cpu| cpu.packets.get(reason as usize)).sum();
+        Ok(Reason::ALL.iter().map(|reason| (*reason, sum(*reason))).collect())
+    }
+
+    /// Interfaces that the program is attached to, by index.
+    pub(crate) fn interfaces(&self) -> anyhow::Result<Vec<(u32, Interface)>> {
+        let mut interfaces =
+            self.interfaces.iter().collect::<Result<Vec<_>, _>>().context("cannot read the interfaces")?;
+        interfaces.sort_unstable_by_key(|(index, _)| *index);
+        Ok(interfaces)
+    }
+
+    pub(crate) fn add_interface(&mut self, index: u32, interface: Interface) -> anyhow::Result<()> {
+        self.interfaces.insert(index, interface, 0).with_context(|| format!("cannot note interface {index}"))
+    }
+
+    pub(crate) fn remove_interface(&mut self, index: u32) -> anyhow::Result<()> {
+        ignore_missing(self.interfaces.remove(&index))
+            .with_context(|| format!("cannot forget interface {index}"))
+    }
+}
+
+/// A family's flow table among the maps.
+pub(crate) trait FlowTable: Family {
+    fn flows(maps: &Maps) -> &FlowMap<Self>;
+    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self>;
+}
+
+impl FlowTable for V4 {
+    fn flows(maps: &Maps) -> &FlowMap<Self> {
+        &maps.flows_v4
+    }
+
+    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self> {
+        &mut maps.flows_v4
+    }
+}
+
+impl FlowTable for V6 {
+    fn flows(maps: &Maps) -> &FlowMap<Self> {
+        &maps.flows_v6
+    }
+
+    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self> {
+        &mut maps.flows_v6
+    }
+}
+
+/// The flow with that key, if there is one.
+pub(crate) fn find<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: &K) -> Result<Option<V>, MapError> {
+    match map.get(key, 0) {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a key; one that is gone already is as good.
+pub(crate) fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), MapError> {
+    ignore_missing(map.remove(key))
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(MapError::KeyNotFound) => Ok(()),
+        result => result,
+    }
+}
+
+fn error_at(path: &str, error: io::Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("cannot read {path}"))
+}
+
+struct Pins<'a>(&'a Path);
+
+impl Pins<'_> {
+    fn open<T: TryFrom<Map, Error = MapError>>(&self, name: &str) -> anyhow::Result<T> {
+        let path: PathBuf = self.0.join(name);
+        let open = || T::try_from(Map::from_map_data(MapData::from_pin(&path)?)?);
+        open().map_err(|error| match error {
+            MapError::InvalidKeySize { .. } | MapError::InvalidValueSize { .. } | MapError::InvalidMapType { .. } => {
+                anyhow::anyhow!(
+                    "{} has another layout than this lb expects: use the lb that made it, or remove it with `lb detach`",
+                    path.display()
+                )
+            }
+            error => anyhow::Error::new(error).context(format!("cannot open the map {}", path.display())),
+        })
+    }
+}

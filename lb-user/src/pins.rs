@@ -1,0 +1,136 @@
+//! The pin directory: where in the bpf file system the maps of one balancer are.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use crate::{host, lock, maps::name};
+
+/// Where the pins are unless `--pin-dir` says otherwise.
+pub(crate) const DEFAULT: &str = "/sys/fs/bpf/lb";
+
+/// Where the bpf file system belongs.
+const BPF_FS: &str = "/sys/fs/bpf";
+
+/// Makes sure that `dir` can be made: that it is in a bpf file system, which is mounted if it is missing in its place.
+pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+    if !dir.is_absolute() {
+        bail!(
+            "the pin directory {} is not an absolute path: write {BPF_FS}/{}",
+            dir.display(),
+            dir.display()
+        );
+    }
+    if on_bpf_fs(dir)? {
+        return Ok(());
+    }
+    if !dir.starts_with(BPF_FS) {
+        bail!(
+            "{} is not in a bpf file system, so that nothing can be pinned there: choose a directory below {BPF_FS}",
+            dir.display()
+        );
+    }
+    mount(Some("bpf"), BPF_FS, Some("bpf"), MsFlags::empty(), None::<&str>).with_context(|| {
+        format!("cannot mount the bpf file system, try `mount -t bpf bpf {BPF_FS}` as root of the host")
+    })?;
+    log::info!("mounted the bpf file system on {BPF_FS}");
+    Ok(())
+}
+
+fn on_bpf_fs(dir: &Path) -> anyhow::Result<bool> {
+    let existing = dir.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let kind = statfs(existing).with_context(|| format!("cannot look at {}", existing.display()))?;
+    Ok(kind.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Makes the pin directory and the daemon's one in it.
+pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(lock::daemon_directory(dir)).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::PermissionDenied if dir.to_string_lossy().contains('.') => {
+                ": the bpf file system allows no dots in names"
+            }
+            _ => "",
+        };
+        anyhow::Error::new(error).context(format!("cannot make the directory {}{hint}", dir.display()))
+    })
+}
+
+/// Whether a balancer's maps are pinned in `dir`.
+pub(crate) fn present(dir: &Path) -> bool {
+    dir.join(name::META).exists()
+}
+
+/// Removes the pins of all maps from `dir`; none there is as good.
+pub(crate) fn remove_maps(dir: &Path) -> anyhow::Result<()> {
+    name::PINNED.iter().try_for_each(|name| {
+        let pin = dir.join(name);
+        ignore_missing(fs::remove_file(&pin)).with_context(|| format!("cannot remove {}", pin.display()))
+    })
+}
+
+/// Removes the pins and the directories, unless there is something in them that is not ours.
+pub(crate) fn remove(dir: &Path) -> anyhow::Result<()> {
+    remove_maps(dir)?;
+    for directory in [lock::daemon_directory(dir), dir.to_owned()] {
+        ignore_missing(fs::remove_dir(&directory))
+            .with_context(|| format!("cannot remove the directory {}", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// That there is no balancer, and how to get one.
+pub(crate) fn nothing_at(dir: &Path) -> anyhow::Error {
+    let option =
+        if dir == Path::new(DEFAULT) { String::new() } else { format!(" --pin-dir {}", dir.display()) };
+    let hint = if host::in_own_mount_namespace() {
+        "; this shell has a mount namespace of its own, as `ip netns exec` makes, where the pins of others do not show: \
+         use `nsenter --net=/run/netns/NAME`"
+    } else {
+        ""
+    };
+    anyhow::anyhow!(
+        "no balancer runs at {}: start one with `lb run --iface IFACE{option}`{hint}",
+        dir.display()
+    )
+}
+
+/// Removes what it names, unless told to keep it: undoes a start that failed half-way.
+#[derive(Debug)]
+pub(crate) struct Undo(Option<PathBuf>);
+
+impl Undo {
+    pub(crate) fn of(dir: &Path) -> Self {
+        Self(Some(dir.to_owned()))
+    }
+
+    /// Removes it now, and says what went wrong.
+    pub(crate) fn now(mut self) -> anyhow::Result<()> {
+        self.0.take().map_or(Ok(()), |dir| remove(&dir))
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(dir) = self.0.take()
+            && let Err(error) = remove(&dir)
+        {
+            log::warn!("{error:#}");
+        }
+    }
+}

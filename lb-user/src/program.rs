@@ -1,0 +1,253 @@
+//! The XDP program: loading it, and attaching it to interfaces.
+
+use std::path::Path;
+
+use anyhow::{Context as _, anyhow, bail};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::MapError,
+    programs::{ProgramError, Xdp, links::FdLink, loaded_programs, xdp::XdpMode},
+};
+
+use crate::{maps::name, model::MaxFlows, netlink::Link};
+
+/// The balancer, compiled for BPF.
+pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
+
+/// A program that passes everything, compiled for BPF: veth wants some program on the peer of an interface that sends
+/// by XDP.
+pub static PASS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass"));
+
+/// Its name in the object and in the kernel.
+const PROGRAM: &str = "lb";
+
+/// How the program hangs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// In the driver.
+    Native,
+    /// In the network stack, where every driver can.
+    Generic,
+}
+
+impl Mode {
+    /// As the map of interfaces has it.
+    pub(crate) const fn number(self) -> u32 {
+        match self {
+            Self::Native => 1,
+            Self::Generic => 2,
+        }
+    }
+
+    pub(crate) const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            1 => Some(Self::Native),
+            2 => Some(Self::Generic),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
+/// Which modes the user allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ModeChoice {
+    /// Native where the driver can, else generic with a warning
+    Auto,
+    /// In the driver
+    Native,
+    /// In the network stack: slower, works with every driver
+    Generic,
+}
+
+/// The program, loaded; its maps are pinned in a directory.
+pub(crate) struct Program {
+    ebpf: Ebpf,
+}
+
+impl Program {
+    /// Loads the program and makes its maps, pinned in `dir`. `log_level` is a constant to the kernel, which leaves
+    /// everything out of the program that is not logged.
+    pub(crate) fn load(dir: &Path, max_flows: MaxFlows, log_level: log::LevelFilter) -> anyhow::Result<Self> {
+        let level = log_level as u8;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(dir)
+            .map_max_entries(name::FLOWS_V4, max_flows.entries())
+            .map_max_entries(name::FLOWS_V6, max_flows.entries())
+            .override_global(aya_log::LEVEL, &level, false)
+            .load(LB)
+            .map_err(|error| explain_load(error, max_flows))?;
+        program(&mut ebpf)?.load().map_err(explain_verifier)?;
+        Ok(Self { ebpf })
+    }
+
+    /// Attaches the program to an interface. It is detached when the link is dropped.
+    pub(crate) fn attach(&mut self, link: &Link, choice: ModeChoice) -> anyhow::Result<(FdLink, Mode)> {
+        match choice {
+            ModeChoice::Native => self.attach_in(link, Mode::Native),
+            ModeChoice::Generic => self.attach_in(link, Mode::Generic),
+            ModeChoice::Auto => self.attach_in(link, Mode::Native).or_else(|error| {
+                let attached = self.attach_in(link, Mode::Generic)?;
+                log::warn!("{error:#}; using generic mode, which is slower");
+                Ok(attached)
+            }),
+        }
+    }
+
+    fn attach_in(&mut self, link: &Link, mode: Mode) -> anyhow::Result<(FdLink, Mode)> {
+        let flags = match mode {
+            Mode::Native => XdpMode::Driver,
+            Mode::Generic => XdpMode::Skb,
+        };
+        let program = program(&mut self.ebpf)?;
+        let id = program
+            .attach_to_if_index(link.index, flags)
+            .map_err(|error| explain_attach(error, link, mode))?;
+        let attached = program.take_link(id)?;
+        // aya falls back to attaching without a link, and that would outlive a killed process.
+        let fd = FdLink::try_from(attached)
+            .map_err(|_| anyhow!("the kernel gives no link for XDP on {}: it is too old", link.name))?;
+        Ok((fd, mode))
+    }
+
+    /// What aya-log needs to find the program's messages.
+    pub(crate) const fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
+    let program = ebpf.program_mut(PROGRAM).context("the object holds no program 'lb'")?;
+    Ok(program.try_into()?)
+}
+
+fn explain_load(error: EbpfError, max_flows: MaxFlows) -> anyhow::Error {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            let hint = match io_error.raw_os_error() {
+                Some(libc::ENOMEM | libc::E2BIG) => {
+                    format!(
+                        "; tables for {} connections do not fit, try a smaller --max-flows",
+                        max_flows.connections()
+                    )
+                }
+                _ => String::new(),
+            };
+            anyhow!("the kernel does not make the map {name}: {io_error}{hint}")
+        }
+        error => anyhow::Error::new(error).context("cannot load the XDP program"),
+    }
+}
+
+fn explain_verifier(error: ProgramError) -> anyhow::Error {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            log::debug!("the verifier says:\n{verifier_log}");
+            anyhow!(
+                "the kernel does not take the XDP program: {io_error}; `--log-level debug` shows its reasons"
+            )
+        }
+        error => anyhow::Error::new(error).context("cannot load the XDP program"),
+    }
+}
+
+fn explain_attach(error: ProgramError, link: &Link, mode: Mode) -> anyhow::Error {
+    let errno = match &error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::XdpError(aya::programs::xdp::XdpError::NetlinkError(error)) => error.raw_os_error(),
+        _ => None,
+    };
+    let hint = errno.and_then(|errno| attach_hint(errno, link, mode));
+    let what = format!("cannot attach to {} in {} mode", link.name, mode.name());
+    let what = hint.map_or(what.clone(), |hint| format!("{what}: {hint}"));
+    anyhow::Error::new(error).context(what)
+}
+
+/// What the drivers mean by their errors. Their own words go to a trace point only.
+fn attach_hint(errno: i32, link: &Link, mode: Mode) -> Option<String> {
+    /// A page less what the kernel keeps before and behind a frame, roughly: drivers differ.
+    const LARGEST: u32 = 3_498;
+    let Link { name, mtu, .. } = link;
+    match (errno, mode) {
+        (libc::EOPNOTSUPP, Mode::Native) => {
+            Some(format!("the driver of {name} has no XDP, use --mode generic"))
+        }
+        (libc::EBUSY | libc::EEXIST, _) => Some("another XDP program is attached there".to_owned()),
+        (libc::ERANGE | libc::EINVAL | libc::EOPNOTSUPP, _) if *mtu > LARGEST => {
+            Some(format!("its MTU {mtu} is too large for XDP, try `ip link set {name} mtu 1500`"))
+        }
+        (libc::ERANGE, _) => Some("its MTU or that of its peer is too large for XDP, try 1500".to_owned()),
+        (libc::ENOSPC, _) => Some(format!("it has too few queues for XDP, see `ethtool -l {name}`")),
+        (libc::EINVAL, Mode::Native) => Some(format!(
+            "its driver refuses, often because of large receive offload: try `ethtool -K {name} lro off`"
+        )),
+        _ => None,
+    }
+}
+
+/// Refuses an interface that somebody else's XDP program is attached to.
+///
+/// # Errors
+///
+/// There is one; it is named.
+pub(crate) fn check_free(link: &Link) -> anyhow::Result<()> {
+    let Some(id) = link.xdp else { return Ok(()) };
+    let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
+    let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    let name = name.map_or_else(String::new, |name| format!(" '{name}'"));
+    let remedy = format!(
+        "detach it first, if it is not needed, with `ip link set dev {} xdp off` or its own tool",
+        link.name
+    );
+    bail!("another XDP program{name} (id {id}) is attached to {}: {remedy}", link.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(mtu: u32) -> Link {
+        Link { index: 3, name: "eth0".to_owned(), mac: None, up: true, mtu, xdp: None }
+    }
+
+    #[test]
+    fn what_a_driver_refuses_is_explained() {
+        for (errno, mtu, mode, says) in [
+            (libc::EOPNOTSUPP, 1500, Mode::Native, Some("use --mode generic")),
+            (libc::EINVAL, 9000, Mode::Native, Some("MTU 9000 is too large")),
+            (libc::ERANGE, 1500, Mode::Native, Some("its peer is too large")),
+            (libc::EINVAL, 1500, Mode::Native, Some("lro off")),
+            (libc::ENOSPC, 1500, Mode::Native, Some("ethtool -l eth0")),
+            (libc::EBUSY, 1500, Mode::Generic, Some("another XDP program")),
+            (libc::EPERM, 1500, Mode::Native, None),
+        ] {
+            let hint = attach_hint(errno, &link(mtu), mode);
+            match says {
+                Some(says) => {
+                    assert!(hint.as_ref().is_some_and(|hint| hint.contains(says)), "{errno}: {hint:?}")
+                }
+                None => assert_eq!(hint, None),
+            }
+        }
+    }
+
+    #[test]
+    fn modes_survive_the_map() {
+        for mode in [Mode::Native, Mode::Generic] {
+            assert_eq!(Mode::from_number(mode.number()), Some(mode));
+        }
+    }
+
+    #[test]
+    fn the_programs_are_embedded() {
+        for object in [LB, PASS] {
+            assert_eq!(object.get(..4), Some(&b"\x7fELF"[..]));
+        }
+    }
+}
