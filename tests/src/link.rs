@@ -22,8 +22,11 @@ pub fn veth((a, a_device): End<'_>, (b, b_device): End<'_>) -> Result<()> {
     // From inside of one namespace, the other is known by its name.
     a.ip(&format!("link add {a_device} type veth peer name {b_device} netns {b_name}"))?;
     for (namespace, device) in [(a, a_device), (b, b_device)] {
-        namespace.run("ethtool", ["-K", device, "tx", "off", "gro", "on"])?;
         namespace.ip(&format!("link set dev {device} up"))?;
+    }
+    // In this order: the kernel tells one end that the other polls only if that begins while it is up.
+    for (namespace, device) in [(a, a_device), (b, b_device)] {
+        namespace.run("ethtool", ["-K", device, "tx", "off", "gro", "on"])?;
     }
     debug_assert_ne!(a_name, b_name, "a cable has its ends in two namespaces");
     Ok(())
