@@ -1,1 +1,24 @@
+//! The packet path over host frames and tables: the cases that any carrier of it has to fulfil, and what only the host
+//! can show.
 
+mod bookkeeping;
+mod pairs;
+mod races;
+mod random;
+
+use crate::host::cases;
+
+macro_rules! test_every_case {
+    ($($rule:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $rule() {
+                for case in cases::$rule() {
+                    case.run(|_, _| {});
+                }
+            }
+        )*
+    };
+}
+
+crate::every_case!(test_every_case);

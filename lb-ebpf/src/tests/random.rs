@@ -1,0 +1,153 @@
+//! Properties over random packets and random bytes, from fixed seeds.
+
+use core::net::{IpAddr, SocketAddr};
+use std::vec::Vec;
+
+use lb_common::Reason;
+
+use super::pairs::{check_whole_pairs, tables};
+use crate::host::{
+    cases::{CLIENTS, ELSEWHERE, Ip, Kind, SERVERS, process},
+    packet::{Control, Packet, checksums_hold},
+};
+
+/// A small generator (Marsaglia's xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().to_be_bytes()[2]
+    }
+
+    fn port(&mut self) -> u16 {
+        u16::from_be_bytes([self.byte(), self.byte()])
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.byte()).collect()
+    }
+
+    fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    fn address(&mut self, ip: Ip) -> IpAddr {
+        match ip {
+            Ip::V4 => IpAddr::from(core::array::from_fn::<u8, 4, _>(|_| self.byte())),
+            Ip::V6 => IpAddr::from(core::array::from_fn::<u8, 16, _>(|_| self.byte())),
+        }
+    }
+}
+
+/// Random connections, each with some packets both ways. What leaves is as good as what came, and what came only had
+/// its addresses, ports, hops and checksums changed.
+#[test]
+fn checksums_are_right_after_as_often_as_before() {
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut broken = 0;
+    for number in 0..8_000 {
+        let kind = random.choose(&Kind::ALL);
+        let tables = tables(kind, 1);
+        tables.edit_service(0, |service| service.first_port = random.port());
+        let mut connection = kind.connection(random.port(), 1, 0);
+        connection.client_addr = SocketAddr::new(random.address(kind.ip), random.port());
+        let ip_options = if kind.ip == Ip::V4 { random.below(11) * 4 } else { 0 };
+        let request = Packet {
+            hops: 2 + random.byte() % 254,
+            ip_options: std::vec![1; ip_options],
+            payload: {
+                let length = random.below(200);
+                random.bytes(length)
+            },
+            ..connection.request(Control::SYN)
+        };
+        let mut frame = request.frame();
+        assert!(checksums_hold(&frame), "packets are built well");
+        if random.below(4) == 0 {
+            // Anywhere behind the ports, where nothing is looked at but the length of a header.
+            let start = request.checksum_offset();
+            let at = start + random.below(frame.len() - start);
+            frame[at] ^= 1 << random.below(8);
+            broken += usize::from(!checksums_hold(&frame));
+        }
+        let outcome = process(&tables, CLIENTS, &frame);
+        if outcome.reason == Reason::NoChecksum {
+            continue;
+        }
+        assert_eq!(outcome.reason, Reason::Forwarded, "{number}");
+        assert_eq!(checksums_hold(&outcome.frame), checksums_hold(&frame), "{number}: {frame:02x?}");
+        let answer = connection.request_out(&request);
+        // The port is the range's first.
+        let port = answer.transport_offset();
+        let snat_port = u16::from_be_bytes([outcome.frame[port], outcome.frame[port + 1]]);
+        connection.snat.set_port(snat_port);
+        let reply = Packet {
+            payload: {
+                let length = random.below(200);
+                random.bytes(length)
+            },
+            ..connection.reply(Control::ACK)
+        };
+        let outcome = process(&tables, SERVERS, &reply.frame());
+        assert_eq!(outcome.frame, connection.reply_out(&reply).frame(), "{number}");
+        assert!(checksums_hold(&outcome.frame), "{number}");
+    }
+    assert!(broken > 500, "the judge finds broken checksums");
+}
+
+/// Bytes of no order, and good frames with some bytes changed or cut off.
+#[test]
+fn whatever_comes_in_nothing_panics_and_only_what_is_forwarded_is_touched() {
+    let mut random = Random(42);
+    let mut forwarded = 0;
+    let tables = Kind::ALL.map(|kind| (kind, tables(kind, 2)));
+    for number in 0..200_000 {
+        let (kind, tables) = &tables[number % tables.len()];
+        let connection = kind.connection(random.port() % 64, 1, 1024);
+        let mut frame = match random.below(4) {
+            0 => {
+                let length = random.below(100);
+                random.bytes(length)
+            }
+            1 => connection.reply(Control::ACK).frame(),
+            _ => connection.request(random.choose(&[Control::SYN, Control::ACK, Control::RST])).frame(),
+        };
+        if let Some(ether_type) = frame.get_mut(12..14)
+            && random.below(8) != 0
+        {
+            ether_type.copy_from_slice(if kind.ip == Ip::V4 { &[0x08, 0x00] } else { &[0x86, 0xdd] });
+        }
+        for _ in 0..random.below(4) {
+            let at = random.below(frame.len().max(1));
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = random.byte();
+            }
+        }
+        if random.below(4) == 0 {
+            frame.truncate(random.below(frame.len() + 1));
+        }
+        let ingress = random.choose(&[CLIENTS, SERVERS, ELSEWHERE]);
+        let outcome = process(tables, ingress, &frame);
+        if outcome.reason == Reason::Forwarded {
+            forwarded += 1;
+            assert_ne!(outcome.egress, 0);
+        } else {
+            assert_eq!((outcome.egress, &outcome.frame), (0, &frame), "{:?}", outcome.reason);
+        }
+    }
+    assert!(forwarded > 10_000, "{forwarded} are not many");
+    for (_, tables) in &tables {
+        check_whole_pairs(tables);
+    }
+}
