@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -144,11 +145,14 @@ impl RunArgs {
     }
 
     fn services(&self) -> Result<Vec<NewService>, Invalid> {
-        let mut services = self
-            .service
-            .iter()
-            .map(|service| NewService::new(*service, None))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut services: Vec<NewService> = Vec::new();
+        let mut seen = HashSet::new();
+        for service in &self.service {
+            if !seen.insert(service) {
+                return Err(Invalid::new(format!("service {service} is given twice: name it once")));
+            }
+            services.push(NewService::new(*service, None)?);
+        }
         for (backend, place) in self.backend.iter().zip(&self.places.backends) {
             let before = self.places.services.iter().filter(|service| *service < place).count();
             let service = before.checked_sub(1).and_then(|last| services.get_mut(last)).ok_or_else(|| {
@@ -474,6 +478,10 @@ mod tests {
             ("--backend 192.168.1.1:80 --service 10.10.10.1:80", "before any --service"),
             ("--service 10.10.10.1:80 --backend [2001:db8::2]:80", "one family"),
             ("--service 10.10.10.1:80 --backend 192.168.1.1:80 --backend 192.168.1.1:80", "twice"),
+            (
+                "--service 10.10.10.1:80 --service 10.10.10.1:80/tcp",
+                "service 10.10.10.1:80/tcp is given twice",
+            ),
             ("--snat 10.0.0.1 --snat 10.0.0.1", "twice"),
         ] {
             let error = order(&format!("lb run --iface eth0 {arguments}")).unwrap_err().to_string();

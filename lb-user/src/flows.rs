@@ -237,7 +237,7 @@ pub(crate) fn expire<F: FlowTable>(
     let partner = find(F::flows(maps), &partner_key)?;
     match partner.filter(|partner| partner.partner(key.protocol) == *key) {
         // Its other half is gone, or has found another one.
-        None => remove_unchanged(maps, key, entry),
+        None => remove_unchanged(maps, key, entry).map(drop),
         // Pairs are judged once, at their request half.
         Some(_) if entry.side != Side::Request => Ok(()),
         Some(reply) if is_expired(protocol, entry, &reply, now) => {
@@ -265,24 +265,24 @@ fn remove_pair<F: FlowTable>(
     request: (&FlowKey<F>, &FlowEntry<F>),
     reply: (&FlowKey<F>, &FlowEntry<F>),
 ) -> anyhow::Result<()> {
-    remove_unchanged(maps, request.0, request.1)?;
-    // It is alone now, unless a packet came just before; then both stay, or the sweeper finds it alone another time.
-    if find(F::flows(maps), request.0)?.is_none() {
+    // If a packet came just before, both stay.
+    if remove_unchanged(maps, request.0, request.1)? {
         remove_unchanged(maps, reply.0, reply.1)?;
     }
     Ok(())
 }
 
-/// Removes an entry that no packet has touched since it was read.
+/// Removes an entry that no packet has touched since it was read; whether that is so.
 fn remove_unchanged<F: FlowTable>(
     maps: &mut Maps,
     key: &FlowKey<F>,
     entry: &FlowEntry<F>,
-) -> anyhow::Result<()> {
-    if find(F::flows(maps), key)?.is_some_and(|present| present == *entry) {
+) -> anyhow::Result<bool> {
+    let unchanged = find(F::flows(maps), key)?.is_some_and(|present| present == *entry);
+    if unchanged {
         remove(F::flows_mut(maps), key)?;
     }
-    Ok(())
+    Ok(unchanged)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What this host has to offer: rights, kernel, namespaces.
 
-use std::{fs, path::PathBuf, str::FromStr as _};
+use std::{fs, iter, path::PathBuf, process, str::FromStr as _};
 
 use anyhow::{Context as _, bail};
 use aya::util::KernelVersion;
@@ -64,10 +64,19 @@ pub(crate) fn check_kernel() -> anyhow::Result<()> {
     bail!("kernel {} is too old: it does not have {}", release.trim(), missing.join(", "))
 }
 
-/// Whether pins made here do not show in other shells: the mount namespace is not that of process 1.
+/// Whether pins made here do not show in other shells: this process, or one that it comes from, has left the mount
+/// namespace of its parent, as `ip netns exec` does.
 pub(crate) fn in_own_mount_namespace() -> bool {
-    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
-    matches!((namespace("self"), namespace("1")), (Some(own), Some(first)) if own != first)
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace(process::id());
+    let ancestors = iter::successors(parent(process::id()), |pid| parent(*pid));
+    own.is_some() && ancestors.filter_map(namespace).any(|theirs| Some(theirs) != own)
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    (parent != 0).then_some(parent)
 }
 
 /// Enters the network namespace of a process: interfaces, routes and neighbours are those that it sees.

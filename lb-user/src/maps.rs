@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
 };
 use lb_common::{
     Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, LAYOUT_VERSION, Meta, Reason,
@@ -207,6 +207,14 @@ impl Maps {
     pub(crate) fn remove_interface(&mut self, index: u32) -> anyhow::Result<()> {
         ignore_missing(self.interfaces.remove(&index))
             .with_context(|| format!("cannot forget interface {index}"))
+    }
+}
+
+impl Maps {
+    /// How many entries a flow table has room for.
+    pub(crate) fn flow_room<F: FlowTable>(&self) -> anyhow::Result<u64> {
+        let info = F::flows(self).map().info().context("cannot read the flow table's size")?;
+        Ok(u64::from(info.max_entries().max(1)))
     }
 }
 
