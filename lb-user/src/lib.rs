@@ -33,6 +33,7 @@ mod stats;
 mod status;
 mod sweep;
 mod view;
+mod xdp_features;
 
 use std::{env, io::Write as _, path::Path, process::ExitCode, time::SystemTime};
 

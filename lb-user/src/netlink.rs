@@ -12,7 +12,7 @@ use rtnetlink::{
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp},
+        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
     },
@@ -32,6 +32,16 @@ pub(crate) struct Link {
     pub(crate) mtu: u32,
     /// The id of the XDP program attached.
     pub(crate) xdp: Option<u32>,
+    /// The other end, if it is a veth.
+    pub(crate) peer: Option<Peer>,
+}
+
+/// The other end of a veth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    index: u32,
+    /// Its namespace, as this one numbers it; `None` if it is this one.
+    namespace: Option<i32>,
 }
 
 /// Where packets to an address go.
@@ -82,6 +92,14 @@ impl Netlink {
         self.link(self.0.link().get().match_index(index))
             .await
             .with_context(|| format!("cannot look up interface {index}"))
+    }
+
+    /// Whether a veth's other end has an XDP program; no where it may not be asked.
+    pub(crate) async fn has_program(&self, peer: Peer) -> bool {
+        let mut request = self.0.link().get().match_index(peer.index);
+        let namespace = peer.namespace.map(LinkAttribute::IfNetnsId);
+        request.message_mut().attributes.extend(namespace);
+        matches!(self.link(request).await, Ok(Some(Link { xdp: Some(_), .. })))
     }
 
     async fn link(&self, request: rtnetlink::LinkGetRequest) -> Result<Option<Link>, Error> {
@@ -185,7 +203,9 @@ pub(crate) fn read_link(message: &LinkMessage) -> Link {
         up: message.header.flags.contains(LinkFlags::Up),
         mtu: 0,
         xdp: None,
+        peer: None,
     };
+    let (mut is_veth, mut index, mut namespace) = (false, None, None);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -194,9 +214,13 @@ pub(crate) fn read_link(message: &LinkMessage) -> Link {
                 link.mac = Mac::try_from(bytes.as_slice()).ok();
             }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(xdp_program),
+            LinkAttribute::LinkInfo(info) => is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::Link(other) => index = Some(*other),
+            LinkAttribute::LinkNetNsId(number) => namespace = Some(*number),
             _ => {}
         }
     }
+    link.peer = index.filter(|_| is_veth).map(|index| Peer { index, namespace });
     link
 }
 

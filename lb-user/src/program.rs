@@ -21,6 +21,19 @@ pub static PASS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 /// Its name in the object and in the kernel.
 const PROGRAM: &str = "lb";
 
+/// The constant in the object that says how.
+const SEND_BACK_BY_REDIRECT: &str = "SEND_BACK_BY_REDIRECT";
+
+/// How frames leave through the interface that they came in through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendBack {
+    /// `XDP_TX`, which costs least.
+    ByTx,
+    /// `XDP_REDIRECT`. What one end of a veth sends by `XDP_TX` is lost where the other end has no XDP program; what is
+    /// redirected to it arrives if that only polls (GRO).
+    ByRedirect,
+}
+
 /// How the program hangs on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -72,15 +85,22 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Loads the program and makes its maps, pinned in `dir`. `log_level` is a constant to the kernel, which leaves
-    /// everything out of the program that is not logged.
-    pub(crate) fn load(dir: &Path, max_flows: MaxFlows, log_level: log::LevelFilter) -> anyhow::Result<Self> {
+    /// Loads the program and makes its maps, pinned in `dir`. `log_level` and `send_back` are constants to the kernel,
+    /// which leaves out of the program what they rule out.
+    pub(crate) fn load(
+        dir: &Path,
+        max_flows: MaxFlows,
+        log_level: log::LevelFilter,
+        send_back: SendBack,
+    ) -> anyhow::Result<Self> {
         let level = log_level as u8;
+        let by_redirect = u8::from(send_back == SendBack::ByRedirect);
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(dir)
             .map_max_entries(name::FLOWS_V4, max_flows.entries())
             .map_max_entries(name::FLOWS_V6, max_flows.entries())
             .override_global(aya_log::LEVEL, &level, false)
+            .override_global(SEND_BACK_BY_REDIRECT, &by_redirect, true)
             .load(LB)
             .map_err(|error| explain_load(error, max_flows))?;
         program(&mut ebpf)?.load().map_err(explain_verifier)?;
@@ -213,7 +233,7 @@ mod tests {
     use super::*;
 
     fn link(mtu: u32) -> Link {
-        Link { index: 3, name: "eth0".to_owned(), mac: None, up: true, mtu, xdp: None }
+        Link { index: 3, name: "eth0".to_owned(), mac: None, up: true, mtu, xdp: None, peer: None }
     }
 
     #[test]

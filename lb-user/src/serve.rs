@@ -33,8 +33,8 @@ use crate::{
     netlink::{Link, Netlink},
     pins::{self, Undo},
     plan::{State, Step},
-    program::{self, Mode, ModeChoice, Program},
-    runtime, sweep,
+    program::{self, Mode, ModeChoice, Program, SendBack},
+    runtime, sweep, xdp_features,
 };
 
 /// How long to wait for next hops before attaching.
@@ -205,11 +205,12 @@ impl Running {
         }
         pins::remove_maps(dir)?;
 
-        let mut program = Program::load(dir, order.max_flows, order.log_level)?;
+        let send_back = send_back(&netlink, &interfaces).await;
+        let mut program = Program::load(dir, order.max_flows, order.log_level, send_back)?;
         let mut maps = Maps::open(dir)?;
         let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
-        let links = attach(&mut program, &mut maps, interfaces, order.mode)?;
+        let links = attach(&mut program, &mut maps, &interfaces, order.mode)?;
 
         let attached: Vec<u32> = links.iter().map(|(link, _, _)| link.index).collect();
         edit::warn_of_obstacles(&ways, &attached);
@@ -378,23 +379,64 @@ fn already_runs(dir: &Path) -> anyhow::Error {
     )
 }
 
+/// How to send frames back through these interfaces so that they arrive.
+async fn send_back(netlink: &Netlink, interfaces: &[Link]) -> SendBack {
+    for peer in interfaces.iter().filter_map(|link| link.peer) {
+        if !netlink.has_program(peer).await {
+            return SendBack::ByRedirect;
+        }
+    }
+    SendBack::ByTx
+}
+
 /// Attaches to all interfaces, or to none: links that were made are dropped with the error.
 fn attach(
     program: &mut Program,
     maps: &mut Maps,
-    interfaces: Vec<Link>,
+    interfaces: &[Link],
     choice: ModeChoice,
 ) -> anyhow::Result<Vec<(Link, FdLink, Mode)>> {
-    let mut links = Vec::new();
-    for link in interfaces {
-        let (fd, mode) = program.attach(&link, choice)?;
-        maps.add_interface(
-            link.index,
-            Interface { since: seconds_since_1970(), mode: mode.number(), zero: 0 },
-        )?;
-        links.push((link, fd, mode));
+    let mut links = attach_in(program, interfaces, choice)?;
+    if let Some(link) = links.iter().find(|(link, _, mode)| *mode == Mode::Native && !takes(link, interfaces))
+    {
+        let name = &link.0.name;
+        let why = format!(
+            "the driver of {name} does not take packets that are redirected to it in native mode{}",
+            if link.0.peer.is_some() {
+                ": on the other end of this veth, set `ethtool -K DEV gro on`"
+            } else {
+                ""
+            }
+        );
+        if choice == ModeChoice::Native {
+            bail!("{why}; or use --mode generic");
+        }
+        log::warn!("{why}; using generic mode, which is slower");
+        // Detached first: an interface has one mode at a time.
+        links.clear();
+        links = attach_in(program, interfaces, ModeChoice::Generic)?;
+    }
+    for (link, _, mode) in &links {
+        let interface = Interface { since: seconds_since_1970(), mode: mode.number(), zero: 0 };
+        maps.add_interface(link.index, interface)?;
     }
     Ok(links)
+}
+
+fn attach_in(
+    program: &mut Program,
+    interfaces: &[Link],
+    choice: ModeChoice,
+) -> anyhow::Result<Vec<(Link, FdLink, Mode)>> {
+    let attach = |link: &Link| program.attach(link, choice).map(|(fd, mode)| (link.clone(), fd, mode));
+    interfaces.iter().map(attach).collect()
+}
+
+/// Whether the driver takes the packets that will be redirected to it, if any will. A kernel that does not tell gets the
+/// benefit of the doubt.
+fn takes(link: &Link, interfaces: &[Link]) -> bool {
+    let redirected_to = interfaces.len() > 1 || link.peer.is_some();
+    !redirected_to || xdp_features::of(link.index).map_or(true, xdp_features::Features::transmits)
 }
 
 fn say_ready(order: &Order, links: &[(Link, FdLink, Mode)]) -> anyhow::Result<()> {

@@ -7,11 +7,15 @@ mod atomic;
 mod maps;
 mod packet;
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
+use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, warn};
 use lb_common::{Action, Reason};
 
 use crate::{maps::Maps, packet::XdpFrame};
+
+/// 1 where what `XDP_TX` sends back would not arrive and what is redirected does; userspace sets it at load.
+#[unsafe(no_mangle)]
+static SEND_BACK_BY_REDIRECT: Global<u8> = Global::new(0);
 
 /// Takes one frame down the packet path, and does what the verdict says.
 #[xdp]
@@ -20,7 +24,9 @@ pub(crate) fn lb(context: XdpContext) -> u32 {
     let verdict = lb_ebpf::process(&mut XdpFrame::new(&context), Maps, ingress);
     report(&context, verdict.reason, ingress);
     match verdict.reason.action() {
-        Action::Forward if verdict.egress == ingress => xdp_action::XDP_TX,
+        Action::Forward if verdict.egress == ingress && SEND_BACK_BY_REDIRECT.load() == 0 => {
+            xdp_action::XDP_TX
+        }
         Action::Forward => redirect(verdict.egress),
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
