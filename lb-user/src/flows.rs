@@ -222,28 +222,27 @@ const ALONE: Duration = Duration::from_secs(10);
 /// Nothing is removed that has been idle for less: the shortest limit of all states, and `ALONE`.
 pub(crate) const SHORTEST: Duration = ALONE;
 
-/// Removes what an entry of a flow table is part of, if it has been idle for longer than it may be.
+/// Removes what an entry of a flow table is part of, if it has been idle for longer than it may be; whether it has.
 pub(crate) fn expire<F: FlowTable>(
     maps: &mut Maps,
     key: &FlowKey<F>,
     entry: &FlowEntry<F>,
     now: Tick,
-) -> anyhow::Result<()> {
-    let Some(protocol) = key.protocol() else { return Ok(()) };
+) -> anyhow::Result<bool> {
+    let Some(protocol) = key.protocol() else { return Ok(false) };
     if idle(now, entry.last, entry.last) < SHORTEST {
-        return Ok(());
+        return Ok(false);
     }
     let partner_key = entry.partner(key.protocol);
     let partner = find(F::flows(maps), &partner_key)?;
     match partner.filter(|partner| partner.partner(key.protocol) == *key) {
         // Its other half is gone, or has found another one.
-        None => remove_unchanged(maps, key, entry).map(drop),
+        None => remove_unchanged(maps, key, entry),
         // Pairs are judged once, at their request half.
-        Some(_) if entry.side != Side::Request => Ok(()),
-        Some(reply) if is_expired(protocol, entry, &reply, now) => {
+        Some(reply) if entry.side == Side::Request && is_expired(protocol, entry, &reply, now) => {
             remove_pair(maps, (key, entry), (&partner_key, &reply))
         }
-        Some(_) => Ok(()),
+        Some(_) => Ok(false),
     }
 }
 
@@ -264,12 +263,9 @@ fn remove_pair<F: FlowTable>(
     maps: &mut Maps,
     request: (&FlowKey<F>, &FlowEntry<F>),
     reply: (&FlowKey<F>, &FlowEntry<F>),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<bool> {
     // If a packet came just before, both stay.
-    if remove_unchanged(maps, request.0, request.1)? {
-        remove_unchanged(maps, reply.0, reply.1)?;
-    }
-    Ok(())
+    Ok(remove_unchanged(maps, request.0, request.1)? && remove_unchanged(maps, reply.0, reply.1)?)
 }
 
 /// Removes an entry that no packet has touched since it was read; whether that is so.
