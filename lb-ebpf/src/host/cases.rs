@@ -5,6 +5,7 @@
 //! had it been where the balancer pretends to be.
 
 use core::{
+    fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     panic::Location,
 };
@@ -242,7 +243,6 @@ pub enum Event<'a> {
 
 /// Frames that come in one after another, and what is expected of each.
 pub struct Case {
-    /// Rule and kind.
     name: String,
     tables: HostTables,
     steps: Vec<Step>,
@@ -251,7 +251,10 @@ pub struct Case {
 impl Case {
     /// A service with that many backends, servers 1 and so on, all behind [`SERVERS`].
     pub fn new(name: &str, kind: Kind, backends: u8) -> Self {
+        /// As many as a case needs: the kernel makes a table of the usual size anew in some tenths of a second.
+        const ENTRIES: usize = 64;
         let tables = HostTables::new();
+        tables.set_capacity(ENTRIES);
         let backends: Vec<_> = (1..=backends).map(|n| (kind.backend(n), hop(n, SERVERS))).collect();
         tables.add_service(kind.protocol, SocketAddr::new(kind.vip(), PORT), &backends);
         Self {
@@ -259,6 +262,16 @@ impl Case {
             tables,
             steps: Vec::new(),
         }
+    }
+
+    /// Rule, protocol and family.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many flow entries there is room for, for each family.
+    pub fn flow_entries(&self) -> usize {
+        self.tables.capacity()
     }
 
     #[track_caller]
@@ -344,28 +357,37 @@ impl Case {
         self.add(What::Entries(entries));
     }
 
-    /// Takes all steps with the library, and has `carrier` follow: it panics where it differs.
+    /// Takes all steps with the library, and has `carrier` follow.
+    ///
+    /// # Errors
+    ///
+    /// The carrier's first one.
     ///
     /// # Panics
     ///
-    /// If something else happens than is expected.
-    pub fn run(&self, mut carrier: impl FnMut(&HostTables, Event<'_>)) {
-        carrier(&self.tables, Event::Configured);
+    /// If the library does something else than is expected.
+    pub fn run<E: fmt::Display>(
+        &self,
+        mut carrier: impl FnMut(&HostTables, Event<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        carrier(&self.tables, Event::Configured)?;
         for Step { added, what } in &self.steps {
             let place = format!("{} ({added})", self.name);
             match what {
                 What::Edit(edit) => {
                     edit(&self.tables);
-                    carrier(&self.tables, Event::Configured);
+                    carrier(&self.tables, Event::Configured)?;
                 }
                 What::Entries(entries) => assert_eq!(self.tables.flow_count(), *entries, "{place}"),
                 What::Frame { ingress, frame, expected } => {
                     let outcome = process(&self.tables, *ingress, frame);
                     expected.compare(&outcome, &place);
-                    carrier(&self.tables, Event::Frame { ingress: *ingress, frame, outcome: &outcome });
+                    carrier(&self.tables, Event::Frame { ingress: *ingress, frame, outcome: &outcome })
+                        .inspect_err(|error| std::eprintln!("{place}: {error}"))?;
                 }
             }
         }
+        Ok(())
     }
 }
 

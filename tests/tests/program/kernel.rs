@@ -1,0 +1,235 @@
+//! The program in the kernel, following what the library does on the host.
+
+use std::collections::HashMap;
+use std::fs;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
+use lb_common::{
+    Action, Backend, BackendCounters, FlowEntry, FlowKey, Hop, Reason, Service, ServiceKey, Tick, V4, V6,
+};
+use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
+use lb_ebpf::host::{HostFamily, HostTables};
+use lb_tests::leftovers::Tag;
+use lb_tests::namespace::{Entered, Namespace};
+
+/// The program's name in the object.
+pub(crate) const PROGRAM: &str = "lb";
+
+/// A namespace with the interfaces that the cases speak of: the kernel wants to know where a frame came in.
+pub(crate) struct Network(Namespace);
+
+impl Network {
+    pub(crate) fn new(tag: &Tag) -> Result<Self> {
+        let namespace = Namespace::new(tag, "program")?;
+        for index in [CLIENTS, SERVERS, ELSEWHERE] {
+            let peer = index + 100;
+            namespace.ip(&format!(
+                "link add port{index} index {index} type veth peer name port{peer} index {peer}"
+            ))?;
+        }
+        Ok(Self(namespace))
+    }
+
+    pub(crate) fn enter(&self) -> Result<Entered> {
+        self.0.enter()
+    }
+}
+
+/// The loaded program with maps of its own.
+pub(crate) struct Kernel {
+    ebpf: Ebpf,
+    flow_entries: usize,
+    // Last, because it is dropped last: it removes the pins.
+    _tag: Tag,
+}
+
+impl Kernel {
+    pub(crate) fn load(flow_entries: usize, log_level: u8) -> Result<Self> {
+        let tag = Tag::new()?;
+        let pins = tag.pin_dir();
+        fs::create_dir(&pins)
+            .with_context(|| format!("cannot make {}: is the bpf file system mounted?", pins.display()))?;
+        let max_entries = u32::try_from(flow_entries)?;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(&pins)
+            .map_max_entries("FLOWS_V4", max_entries)
+            .map_max_entries("FLOWS_V6", max_entries)
+            .override_global(aya_log::LEVEL, &log_level, true)
+            .load(lb_user::program::LB)
+            .context("cannot load the maps")?;
+        xdp(&mut ebpf)?.load().context("the kernel does not take the program")?;
+        Ok(Self { ebpf, flow_entries, _tag: tag })
+    }
+
+    /// How many flow entries its tables have room for.
+    pub(crate) const fn flow_entries(&self) -> usize {
+        self.flow_entries
+    }
+
+    /// Empties what a case has left behind: cheaper than loading the program again.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        /// More than any case has of services or backends.
+        const INDICES: u32 = 16;
+        self.clear::<FlowKey<V4>, FlowEntry<V4>>("FLOWS_V4")?;
+        self.clear::<FlowKey<V6>, FlowEntry<V6>>("FLOWS_V6")?;
+        self.clear::<ServiceKey, u32>("SERVICES")?;
+        let cpus = nr_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
+        for index in 0..INDICES {
+            self.array("TURNS")?.set(index, 0_u64, 0)?;
+            self.array("CURSORS")?.set(index, 0_u64, 0)?;
+            let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])?;
+            PerCpuArray::try_from(self.map_mut("BACKEND_COUNTERS")?)?.set(index, zeros, 0)?;
+        }
+        let zeros = PerCpuValues::try_from(vec![ReasonCounters { packets: [0; REASON_COUNTERS] }; cpus])?;
+        Ok(PerCpuArray::try_from(self.map_mut("REASONS")?)?.set(0, zeros, 0)?)
+    }
+
+    fn clear<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
+        let mut map = BpfHashMap::<_, K, V>::try_from(self.map_mut(name)?)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        keys.iter().try_for_each(|key| Ok(map.remove(key)?))
+    }
+
+    /// How many instructions the verifier followed.
+    pub(crate) fn verified_instructions(mut self) -> Result<u32> {
+        let info = xdp(&mut self.ebpf)?.info()?;
+        info.verified_instruction_count().context("the kernel does not count them")
+    }
+
+    /// Does what the event says.
+    ///
+    /// # Errors
+    ///
+    /// Where the program or the tables that it leaves behind are other than on the host.
+    pub(crate) fn follow(&mut self, tables: &HostTables, event: &Event<'_>) -> Result<()> {
+        match *event {
+            Event::Configured => self.configure(tables),
+            Event::Frame { ingress, frame, outcome } => {
+                self.process(ingress, frame, outcome)?;
+                self.compare_counters(tables)?;
+                self.compare_flows::<V4>("FLOWS_V4", tables)?;
+                self.compare_flows::<V6>("FLOWS_V6", tables)
+            }
+        }
+    }
+
+    fn configure(&mut self, tables: &HostTables) -> Result<()> {
+        for (index, service) in (0..).zip(tables.services()) {
+            self.array::<Service>("SERVICE")?.set(index, service, 0)?;
+            let services = self.map_mut("SERVICES")?;
+            BpfHashMap::<_, ServiceKey, u32>::try_from(services)?.insert(service.key, index, 0)?;
+        }
+        set_all(self.array::<Backend>("BACKENDS")?, tables.backends())?;
+        set_all(self.array::<Hop>("NEXT_HOPS")?, tables.next_hops())?;
+        set_all(self.array::<u32>("SLOTS")?, tables.slots())
+    }
+
+    fn process(&mut self, ingress: u32, frame: &[u8], expected: &Outcome) -> Result<()> {
+        let mut out = vec![0; frame.len()];
+        let context = xdp_md(u32::try_from(frame.len())?, ingress);
+        let result = xdp(&mut self.ebpf)?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })?;
+        // Where a redirect goes to, a test run does not say; the tests in namespaces do.
+        let action = action(expected, ingress);
+        ensure!(
+            result.return_value == action,
+            "action {} in place of {action}, for {expected:?}",
+            result.return_value
+        );
+        ensure!(out == expected.frame, "made {out:02x?} of {frame:02x?}, not {:02x?}", expected.frame);
+        ensure!(usize::try_from(result.data_size_out)? == frame.len(), "changed the length");
+        Ok(())
+    }
+
+    fn compare_counters(&mut self, tables: &HostTables) -> Result<()> {
+        let reasons = self.per_cpu::<ReasonCounters>("REASONS", 0)?;
+        for reason in Reason::ALL {
+            let count: u64 = reasons.iter().map(|cpu| cpu.packets[*reason as usize]).sum();
+            let expected = tables.count_of(*reason);
+            ensure!(count == expected, "counted {count} '{}', not {expected}", reason.name());
+        }
+        for backend in 0..u32::try_from(tables.backends().len())? {
+            let mut sum = BackendCounters::default();
+            for cpu in self.per_cpu::<BackendCounters>("BACKEND_COUNTERS", backend)? {
+                sum.requests.packets += cpu.requests.packets;
+                sum.requests.bytes += cpu.requests.bytes;
+                sum.replies.packets += cpu.replies.packets;
+                sum.replies.bytes += cpu.replies.bytes;
+                sum.connections += cpu.connections;
+            }
+            let expected = tables.counters(backend);
+            ensure!(sum == expected, "backend {backend} had {sum:?}, not {expected:?}");
+        }
+        Ok(())
+    }
+
+    fn compare_flows<F: HostFamily>(&self, map: &str, tables: &HostTables) -> Result<()> {
+        let flows = BpfHashMap::<_, FlowKey<F>, FlowEntry<F>>::try_from(self.map(map)?)?;
+        let flows = flows.iter().map(|flow| Ok(timeless(flow?))).collect::<Result<HashMap<_, _>>>()?;
+        let expected: HashMap<_, _> = tables.flows::<F>().into_iter().map(timeless).collect();
+        ensure!(flows == expected, "{map} holds {flows:#?}, not {expected:#?}");
+        Ok(())
+    }
+
+    fn map(&self, name: &str) -> Result<&Map> {
+        self.ebpf.map(name).with_context(|| format!("the object holds no map {name}"))
+    }
+
+    fn map_mut(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("the object holds no map {name}"))
+    }
+
+    fn array<T: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, T>> {
+        Ok(Array::try_from(self.map_mut(name)?)?)
+    }
+
+    fn per_cpu<T: Pod>(&self, name: &str, index: u32) -> Result<Vec<T>> {
+        Ok(PerCpuArray::<_, T>::try_from(self.map(name)?)?.get(&index, 0)?.to_vec())
+    }
+}
+
+fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(PROGRAM).context("the object holds no program 'lb'")?;
+    Ok(program.try_into()?)
+}
+
+fn set_all<T: Pod>(mut array: Array<&mut MapData, T>, values: Vec<T>) -> Result<()> {
+    for (index, value) in (0..).zip(values) {
+        array.set(index, value, 0)?;
+    }
+    Ok(())
+}
+
+/// The kernel's clock is not the host tables' one.
+fn timeless<F: HostFamily>((key, mut entry): (FlowKey<F>, FlowEntry<F>)) -> (FlowKey<F>, FlowEntry<F>) {
+    (entry.born, entry.last) = (Tick::default(), Tick::default());
+    (key, entry)
+}
+
+/// What a program returns (`enum xdp_action` in the kernel's linux/bpf.h).
+fn action(outcome: &Outcome, ingress: u32) -> u32 {
+    const XDP_DROP: u32 = 1;
+    const XDP_PASS: u32 = 2;
+    const XDP_TX: u32 = 3;
+    const XDP_REDIRECT: u32 = 4;
+    match outcome.reason.action() {
+        Action::Drop => XDP_DROP,
+        Action::Pass => XDP_PASS,
+        Action::Forward if outcome.egress == ingress => XDP_TX,
+        Action::Forward => XDP_REDIRECT,
+    }
+}
+
+/// `struct xdp_md` of linux/bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn xdp_md(length: u32, ingress: u32) -> Vec<u8> {
+    [0, length, 0, ingress, 0, 0].map(u32::to_ne_bytes).concat()
+}

@@ -1,0 +1,89 @@
+//! The XDP program, run by the kernel on single packets: the loaded program does what the library does on the host, which
+//! does what the cases of [`lb_ebpf::host::cases`] expect.
+
+mod kernel;
+mod stack;
+
+use std::fs;
+
+use anyhow::Result;
+use lb_ebpf::host::cases::{self, Case};
+use lb_tests::leftovers::Tag;
+
+use crate::kernel::{Kernel, Network};
+
+/// Values of aya-log's level: off, error, warn, info, debug, trace.
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+const OFF: u8 = 0;
+
+fn check_root() {
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").expect("/proc is mounted"));
+    assert_eq!(owner, 0, "these tests load an XDP program: run them as root, as `cargo xtask test` does");
+}
+
+/// Runs the cases, each with empty tables.
+fn check(cases: &[Case], log_level: u8) {
+    check_root();
+    let tag = Tag::new().expect("a directory can be made");
+    let network = Network::new(&tag).expect("interfaces can be made");
+    let _inside = network.enter().expect("root can enter namespaces");
+    let mut loaded: Option<Kernel> = None;
+    for case in cases {
+        if let Err(error) = run(case, &mut loaded, log_level) {
+            panic!("{}: {error:#}", case.name());
+        }
+    }
+}
+
+/// Runs a case with the program that is loaded, or a new one where that has tables of another size.
+fn run(case: &Case, loaded: &mut Option<Kernel>, log_level: u8) -> Result<()> {
+    let flow_entries = case.flow_entries();
+    let kernel = match loaded.take() {
+        Some(mut kernel) if kernel.flow_entries() == flow_entries => {
+            kernel.reset()?;
+            kernel
+        }
+        _ => Kernel::load(flow_entries, log_level)?,
+    };
+    let kernel = loaded.insert(kernel);
+    case.run(|tables, event| kernel.follow(tables, &event))
+}
+
+macro_rules! test_every_case {
+    ($($rule:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $rule() {
+                check(&cases::$rule(), OFF);
+            }
+        )*
+    };
+}
+
+lb_ebpf::every_case!(test_every_case);
+
+#[test]
+fn the_program_does_the_same_at_every_log_level() {
+    for (log_level, name) in (0..).zip(LOG_LEVELS) {
+        println!("--log-level {name}");
+        check(&cases::a_connection_is_translated_in_both_directions(), log_level);
+        // These are what it logs.
+        check(&cases::without_a_backend_new_connections_are_refused(), log_level);
+        check(&cases::a_full_table_refuses_new_connections_only(), log_level);
+    }
+}
+
+/// Not compared with a budget yet: `cargo xtask test program -- --nocapture the_size` shows it.
+#[test]
+fn the_size_of_the_program_can_be_told() {
+    check_root();
+    for (log_level, name) in (0..).zip(LOG_LEVELS) {
+        let kernel = Kernel::load(2, log_level).unwrap_or_else(|error| panic!("{error:#}"));
+        let instructions = kernel.verified_instructions().expect("the kernel tells");
+        println!("--log-level {name}: {instructions} instructions verified");
+        assert_ne!(instructions, 0);
+    }
+    let stack = stack::deepest(lb_user::program::LB, kernel::PROGRAM).expect("the object can be read");
+    println!("stack: {} bytes in {} frames: {:?}", stack.iter().sum::<u32>(), stack.len(), stack);
+    assert!(stack.iter().sum::<u32>() <= stack::LIMIT, "the kernel has just loaded it");
+}
