@@ -30,7 +30,9 @@ const RULES: &[Rule] = &[
             "lb-common/src/service.rs",
             "lb-common/src/verdict.rs",
             "lb-ebpf/src/frame.rs",
+            "lb-ebpf/src/host.rs",
             "lb-ebpf/src/bin/",
+            "lb-user/src/batch.rs",
         ],
     },
     Rule {
