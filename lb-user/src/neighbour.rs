@@ -6,7 +6,7 @@
 //! unanswered, routes are replaced by being removed first, and connections are not to notice.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -284,18 +284,18 @@ impl Watch {
             .collect()
     }
 
-    /// Watches exactly `ips` from now on. Says whether there is a new one among them.
-    pub(crate) async fn follow(&mut self, ips: HashSet<IpAddr>) -> anyhow::Result<bool> {
+    /// Watches exactly `ips` from now on.
+    pub(crate) async fn follow(&mut self, ips: HashSet<IpAddr>) -> anyhow::Result<()> {
         self.watched.retain(|ip, _| ips.contains(ip));
-        let new: Vec<_> = ips.into_iter().filter(|ip| !self.watched.contains_key(ip)).collect();
         let now = Instant::now();
         let mut scout = Scout::new(&self.netlink);
-        for ip in &new {
-            let watched = Watched::new(scout.way(*ip).await?, now);
-            self.watched.insert(*ip, watched);
+        for ip in ips {
+            if let Entry::Vacant(place) = self.watched.entry(ip) {
+                place.insert(Watched::new(scout.way(ip).await?, now));
+            }
         }
         self.ask_due().await;
-        Ok(!new.is_empty())
+        Ok(())
     }
 
     /// Looks again at what the news are about. Says whether the data path has to hear of something.
@@ -341,15 +341,12 @@ impl Watch {
 }
 
 fn tell(ip: IpAddr, watched: &Watched) {
-    match obstacle(ip, &watched.way) {
-        None => log::info!("backend {ip} is reached {}", describe(&watched.hop)),
-        Some(why) => log::warn!("backend {ip} cannot be reached any more: {why}"),
+    match (&watched.way, obstacle(ip, &watched.way)) {
+        (Way::Open { via, hop, .. }, _) => {
+            log::info!("backend {ip} is reached at {} through {}", mac_text(hop.dst()), via.interface);
+        }
+        (_, why) => log::warn!("backend {ip} cannot be reached any more: {}", why.unwrap_or_default()),
     }
-}
-
-fn describe(hop: &Hop) -> String {
-    let mac = mac_text(hop.dst());
-    format!("at {mac} through interface {}", hop.ifindex)
 }
 
 /// `02:00:00:00:00:01`

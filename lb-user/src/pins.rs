@@ -20,15 +20,22 @@ pub(crate) const DEFAULT: &str = "/sys/fs/bpf/lb";
 /// Where the bpf file system belongs.
 const BPF_FS: &str = "/sys/fs/bpf";
 
-/// Makes sure that `dir` can be made: that it is in a bpf file system, which is mounted if it is missing in its place.
-pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
+/// Whether a pin directory can have that name at all.
+pub(crate) fn check(dir: &Path) -> anyhow::Result<()> {
     if !dir.is_absolute() {
+        bail!("the pin directory {0} is not an absolute path: write {BPF_FS}/{0}", dir.display());
+    }
+    if dir.file_name().is_none_or(|name| name.to_string_lossy().contains('.')) {
         bail!(
-            "the pin directory {} is not an absolute path: write {BPF_FS}/{}",
-            dir.display(),
+            "the pin directory {} cannot be made: the bpf file system allows no dots in names",
             dir.display()
         );
     }
+    Ok(())
+}
+
+/// Makes sure that `dir` can be made: that it is in a bpf file system, which is mounted if it is missing in its place.
+pub(crate) fn prepare(dir: &Path) -> anyhow::Result<()> {
     if on_bpf_fs(dir)? {
         return Ok(());
     }
@@ -53,15 +60,8 @@ fn on_bpf_fs(dir: &Path) -> anyhow::Result<bool> {
 
 /// Makes the pin directory and the daemon's one in it.
 pub(crate) fn create(dir: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(lock::daemon_directory(dir)).map_err(|error| {
-        let hint = match error.kind() {
-            ErrorKind::PermissionDenied if dir.to_string_lossy().contains('.') => {
-                ": the bpf file system allows no dots in names"
-            }
-            _ => "",
-        };
-        anyhow::Error::new(error).context(format!("cannot make the directory {}{hint}", dir.display()))
-    })
+    fs::create_dir_all(lock::daemon_directory(dir))
+        .with_context(|| format!("cannot make the directory {}", dir.display()))
 }
 
 /// Whether a balancer's maps are pinned in `dir`.
@@ -131,6 +131,25 @@ impl Drop for Undo {
             && let Err(error) = remove(&dir)
         {
             log::warn!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_directory_is_absolute_and_has_no_dots() {
+        for (dir, is_good) in [
+            (DEFAULT, true),
+            ("/sys/fs/bpf/teams/blue", true),
+            ("lb", false),
+            ("/sys/fs/bpf/lb.1", false),
+            ("/sys/fs/bpf/..", false),
+            ("/", false),
+        ] {
+            assert_eq!(check(Path::new(dir)).is_ok(), is_good, "{dir}");
         }
     }
 }

@@ -115,6 +115,7 @@ fn seconds_since_1970() -> u64 {
 pub(crate) fn run(order: &Order) -> anyhow::Result<()> {
     host::check_rights("lb run")?;
     host::check_kernel()?;
+    pins::check(&order.dir)?;
     order.plan(&HashMap::new())?;
     warn_of_ephemeral_ports(order.ports);
     if host::in_own_mount_namespace() {
@@ -236,7 +237,7 @@ impl Running {
         let served = tokio::select! {
             () = stop.requested() => Ok(()),
             result = self.control() => result.map(|never| match never {}),
-            result = sweeper => result.map(|never| match never {}),
+            never = sweeper => match never {},
             result = logs => result.map(|never| match never {}),
         };
         log::info!("detaching");
@@ -278,7 +279,8 @@ impl Running {
                     if present != generation {
                         generation = present;
                         let ips = backend_ips(&self.maps.state()?);
-                        let changed = self.watch.follow(ips).await;
+                        // Also a new backend at an address that was watched before has to get its next hop.
+                        let changed = self.watch.follow(ips).await.map(|()| true);
                         self.publish_if(changed).await?;
                     }
                 }

@@ -18,14 +18,27 @@ use crate::{
 /// Between the beginnings of two rounds, if the tables are small.
 const ROUND: Duration = Duration::from_secs(1);
 
+/// After something went wrong.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// Goes through the flow tables again and again.
-pub(crate) async fn forever(mut maps: Maps) -> anyhow::Result<Infallible> {
+pub(crate) async fn forever(mut maps: Maps) -> Infallible {
     loop {
         let begin = Instant::now();
-        round::<V4>(&mut maps).await?;
-        round::<V6>(&mut maps).await?;
-        sleep(ROUND.saturating_sub(begin.elapsed())).await;
+        match sweep(&mut maps).await {
+            Ok(()) => sleep(ROUND.saturating_sub(begin.elapsed())).await,
+            // The balancer works on without, and memory may be short for a moment only.
+            Err(error) => {
+                log::warn!("{error:#}");
+                sleep(RETRY).await;
+            }
+        }
     }
+}
+
+async fn sweep(maps: &mut Maps) -> anyhow::Result<()> {
+    round::<V4>(maps).await?;
+    round::<V6>(maps).await
 }
 
 /// Goes through one table once.
