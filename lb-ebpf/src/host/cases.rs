@@ -434,6 +434,7 @@ macro_rules! every_case {
             a_syn_with_ecn_bits_opens_a_connection,
             a_syn_on_a_connection_that_is_over_is_a_new_one_with_a_port_of_its_own,
             a_syn_on_a_live_connection_stays_with_it,
+            a_syn_from_a_backend_begins_nothing,
             one_client_port_to_two_services_that_share_a_backend_gets_two_source_ports,
             source_ports_are_counted_for_each_backend,
             several_snat_addresses_make_a_pool,
@@ -575,6 +576,16 @@ rules! {
         case.request(&connection, Control::SYN);
         case.request(&connection, Control::FIN | Control::ACK);
         case.request(&connection, Control::SYN);
+        case.has_entries(2);
+    }
+
+    /// Not even where the connection is over.
+    a_syn_from_a_backend_begins_nothing(Kind::TCP, 2, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        case.request(&connection, Control::SYN);
+        case.reply(&connection, Control::SYN);
+        case.closes(&connection);
+        case.reply(&connection, Control::SYN);
         case.has_entries(2);
     }
 
@@ -995,6 +1006,11 @@ fn malformed(kind: Kind, packet: &Packet) -> Vec<Vec<u8>> {
             with_number(ETHERNET + 4, 0),
         ],
     };
+    if kind == Kind::UDP[0] {
+        // A header too short, behind which the fields would look like a UDP header: the source port as its length.
+        let lookalike = Packet { src: SocketAddr::new(packet.src.ip(), 8), ..packet.clone() };
+        frames.push(with(&lookalike.frame(), ETHERNET, 0x44));
+    }
     let payload = announced - (transport - ETHERNET);
     frames.extend(match kind.protocol {
         Protocol::Tcp => vec![

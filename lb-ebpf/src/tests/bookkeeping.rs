@@ -75,6 +75,7 @@ fn the_state_follows_the_packets() {
             let tables = tables(kind, 1);
             let connection = kind.connection(40_000, 1, 1024);
             for (number, (from, control, expected)) in life.iter().enumerate() {
+                tables.advance(Duration::from_secs(1));
                 let send = if *from == From::Request { request } else { reply };
                 assert_eq!(send(&tables, &connection, *control), Reason::Forwarded);
                 assert_eq!(state(kind, &tables), *expected, "{kind:?} packet {number} of {life:?}");
