@@ -1,0 +1,90 @@
+//! Much through one connection.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::topology::Topology;
+
+use crate::support::{Family, PATIENCE, Sockets as _, both_families, start};
+
+const LENGTH: usize = 100_000_000;
+const BLOCK: usize = 64 * 1024;
+
+/// Bytes that nobody guesses and both ends know: xorshift64 (Marsaglia 2003) from a seed.
+struct Stream(u64);
+
+impl Stream {
+    /// The next bytes, whole words of them.
+    fn fill(&mut self, block: &mut [u8]) {
+        for word in block.chunks_exact_mut(8) {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            word.copy_from_slice(&self.0.to_le_bytes());
+        }
+    }
+}
+
+fn send(stream: &mut TcpStream, seed: u64) -> Result<()> {
+    let (mut bytes, mut block, mut left) = (Stream(seed), vec![0; BLOCK], LENGTH);
+    while left > 0 {
+        bytes.fill(&mut block);
+        let length = left.min(BLOCK);
+        stream.write_all(&block[..length]).with_context(|| format!("{left} bytes before the end"))?;
+        left -= length;
+    }
+    Ok(stream.shutdown(Shutdown::Write)?)
+}
+
+fn receive(stream: &mut TcpStream, seed: u64) -> Result<()> {
+    let (mut bytes, mut block, mut got, mut left) = (Stream(seed), vec![0; BLOCK], vec![0; BLOCK], LENGTH);
+    while left > 0 {
+        bytes.fill(&mut block);
+        let length = left.min(BLOCK);
+        stream.read_exact(&mut got[..length]).with_context(|| format!("{left} bytes before the end"))?;
+        ensure!(got[..length] == block[..length], "other bytes arrived, {left} before the end");
+        left -= length;
+    }
+    ensure!(stream.read(&mut got)? == 0, "more arrived than was sent");
+    Ok(())
+}
+
+/// One connection, with a server that takes the client's stream and then sends its own.
+fn both_directions(topology: &Topology, listener: &TcpListener, family: Family) -> Result<()> {
+    let (upwards, downwards) = (0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03);
+    thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_write_timeout(Some(PATIENCE))?;
+            receive(&mut stream, upwards).context("towards the server")?;
+            send(&mut stream, downwards).context("towards the client")
+        });
+        let client = || {
+            let mut stream = topology.client.connect(family.service(80))?;
+            // The other direction begins when this one is done.
+            stream.set_read_timeout(Some(4 * PATIENCE))?;
+            send(&mut stream, upwards).context("from the client")?;
+            receive(&mut stream, downwards).context("from the server")
+        };
+        let received = client();
+        server.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        received
+    })
+}
+
+#[test]
+fn a_hundred_megabytes_arrive_whole_in_each_direction_over_each_family() -> Result<()> {
+    let topology = Topology::two_arm(1)?;
+    let _balancer = start(&topology, &both_families(&topology, 80, "tcp"))?;
+    for family in Family::ALL {
+        let listener = topology.servers[0].namespace.listen(family.at(&topology.servers[0], 80))?;
+        let begin = Instant::now();
+        both_directions(&topology, &listener, family).with_context(|| format!("{family:?}"))?;
+        println!("{family:?}: {:.1} s", begin.elapsed().as_secs_f64());
+    }
+    Ok(())
+}

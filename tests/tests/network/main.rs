@@ -1,0 +1,14 @@
+//! The network ring: the balancer between real clients and real servers. A module for each promise.
+
+mod bulk;
+mod bystanders;
+mod changes;
+mod checksums;
+mod contract;
+mod crowds;
+mod lifecycle;
+mod next_hops;
+mod recipe;
+mod refusals;
+mod scale;
+mod support;
