@@ -50,6 +50,8 @@ const TOOLS: &[Tool] = &[
     tool("curl", "curl", &[Purpose::Demo, Purpose::Test]),
     tool("tcpdump", "tcpdump", &[Purpose::Test]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
+    tool("wrk", "wrk", &[Purpose::Test]),
+    tool("setpriv", "util-linux", &[Purpose::Test]),
 ];
 
 /// nginx is not in the table: its package is unpacked, see `apply::unpack_nginx`.
