@@ -40,16 +40,26 @@ impl Network {
     }
 }
 
+/// What is constant to the program once it is loaded.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Constants {
+    /// aya-log's level: 0 is off, 5 trace.
+    pub(crate) log_level: u8,
+    /// Frames leave by a redirect also where they came in, as veth wants it.
+    pub(crate) send_back_by_redirect: bool,
+}
+
 /// The loaded program with maps of its own.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
     flow_entries: usize,
+    constants: Constants,
     // Last, because it is dropped last: it removes the pins.
     _tag: Tag,
 }
 
 impl Kernel {
-    pub(crate) fn load(flow_entries: usize, log_level: u8) -> Result<Self> {
+    pub(crate) fn load(flow_entries: usize, constants: Constants) -> Result<Self> {
         let tag = Tag::new()?;
         let pins = tag.pin_dir();
         fs::create_dir(&pins)
@@ -59,11 +69,12 @@ impl Kernel {
             .default_map_pin_directory(&pins)
             .map_max_entries("FLOWS_V4", max_entries)
             .map_max_entries("FLOWS_V6", max_entries)
-            .override_global(aya_log::LEVEL, &log_level, true)
+            .override_global(aya_log::LEVEL, &constants.log_level, true)
+            .override_global("SEND_BACK_BY_REDIRECT", &u8::from(constants.send_back_by_redirect), true)
             .load(lb_user::program::LB)
             .context("cannot load the maps")?;
         xdp(&mut ebpf)?.load().context("the kernel does not take the program")?;
-        Ok(Self { ebpf, flow_entries, _tag: tag })
+        Ok(Self { ebpf, flow_entries, constants, _tag: tag })
     }
 
     /// How many flow entries its tables have room for.
@@ -139,7 +150,7 @@ impl Kernel {
             ..TestRunOptions::new()
         })?;
         // Where a redirect goes to, a test run does not say; the tests in namespaces do.
-        let action = action(expected, ingress);
+        let action = action(expected, ingress, self.constants);
         ensure!(
             result.return_value == action,
             "action {} in place of {action}, for {expected:?}",
@@ -216,7 +227,7 @@ fn timeless<F: HostFamily>((key, mut entry): (FlowKey<F>, FlowEntry<F>)) -> (Flo
 }
 
 /// What a program returns (`enum xdp_action` in the kernel's linux/bpf.h).
-fn action(outcome: &Outcome, ingress: u32) -> u32 {
+fn action(outcome: &Outcome, ingress: u32, constants: Constants) -> u32 {
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;
@@ -224,7 +235,7 @@ fn action(outcome: &Outcome, ingress: u32) -> u32 {
     match outcome.reason.action() {
         Action::Drop => XDP_DROP,
         Action::Pass => XDP_PASS,
-        Action::Forward if outcome.egress == ingress => XDP_TX,
+        Action::Forward if outcome.egress == ingress && !constants.send_back_by_redirect => XDP_TX,
         Action::Forward => XDP_REDIRECT,
     }
 }

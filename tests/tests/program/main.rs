@@ -10,11 +10,10 @@ use anyhow::Result;
 use lb_ebpf::host::cases::{self, Case};
 use lb_tests::leftovers::Tag;
 
-use crate::kernel::{Kernel, Network};
+use crate::kernel::{Constants, Kernel, Network};
 
 /// Values of aya-log's level: off, error, warn, info, debug, trace.
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-const OFF: u8 = 0;
 
 fn check_root() {
     let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").expect("/proc is mounted"));
@@ -22,28 +21,28 @@ fn check_root() {
 }
 
 /// Runs the cases, each with empty tables.
-fn check(cases: &[Case], log_level: u8) {
+fn check(cases: &[Case], constants: Constants) {
     check_root();
     let tag = Tag::new().expect("a directory can be made");
     let network = Network::new(&tag).expect("interfaces can be made");
     let _inside = network.enter().expect("root can enter namespaces");
     let mut loaded: Option<Kernel> = None;
     for case in cases {
-        if let Err(error) = run(case, &mut loaded, log_level) {
+        if let Err(error) = run(case, &mut loaded, constants) {
             panic!("{}: {error:#}", case.name());
         }
     }
 }
 
 /// Runs a case with the program that is loaded, or a new one where that has tables of another size.
-fn run(case: &Case, loaded: &mut Option<Kernel>, log_level: u8) -> Result<()> {
+fn run(case: &Case, loaded: &mut Option<Kernel>, constants: Constants) -> Result<()> {
     let flow_entries = case.flow_entries();
     let kernel = match loaded.take() {
         Some(mut kernel) if kernel.flow_entries() == flow_entries => {
             kernel.reset()?;
             kernel
         }
-        _ => Kernel::load(flow_entries, log_level)?,
+        _ => Kernel::load(flow_entries, constants)?,
     };
     let kernel = loaded.insert(kernel);
     case.run(|tables, event| kernel.follow(tables, &event))
@@ -54,7 +53,7 @@ macro_rules! test_every_case {
         $(
             #[test]
             fn $rule() {
-                check(&cases::$rule(), OFF);
+                check(&cases::$rule(), Constants::default());
             }
         )*
     };
@@ -66,19 +65,28 @@ lb_ebpf::every_case!(test_every_case);
 fn the_program_does_the_same_at_every_log_level() {
     for (log_level, name) in (0..).zip(LOG_LEVELS) {
         println!("--log-level {name}");
-        check(&cases::a_connection_is_translated_in_both_directions(), log_level);
+        let constants = Constants { log_level, ..Constants::default() };
+        check(&cases::a_connection_is_translated_in_both_directions(), constants);
         // These are what it logs.
-        check(&cases::without_a_backend_new_connections_are_refused(), log_level);
-        check(&cases::a_full_table_refuses_new_connections_only(), log_level);
+        check(&cases::without_a_backend_new_connections_are_refused(), constants);
+        check(&cases::a_full_table_refuses_new_connections_only(), constants);
     }
 }
 
-/// Not compared with a budget yet: `cargo xtask test program -- --nocapture the_size` shows it.
+#[test]
+fn where_what_is_sent_back_would_not_arrive_it_is_redirected() {
+    let constants = Constants { send_back_by_redirect: true, ..Constants::default() };
+    check(&cases::with_one_arm_packets_leave_where_they_came_in(), constants);
+    check(&cases::backends_of_one_service_may_be_behind_several_interfaces(), constants);
+}
+
+/// Not compared with a budget yet: `cargo xtask test --ring program -- --nocapture the_size` shows it.
 #[test]
 fn the_size_of_the_program_can_be_told() {
     check_root();
     for (log_level, name) in (0..).zip(LOG_LEVELS) {
-        let kernel = Kernel::load(2, log_level).unwrap_or_else(|error| panic!("{error:#}"));
+        let constants = Constants { log_level, ..Constants::default() };
+        let kernel = Kernel::load(2, constants).unwrap_or_else(|error| panic!("{error:#}"));
         let instructions = kernel.verified_instructions().expect("the kernel tells");
         println!("--log-level {name}: {instructions} instructions verified");
         assert_ne!(instructions, 0);
