@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::env;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::time::Instant;
@@ -10,8 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::topology::Topology;
 
 use crate::support::{
-    Family, Greeter, Manners, Sockets as _, UdpEcho, Visit, ask, at_once, both_families, json, many_files,
-    service, start,
+    Family, Greeter, Manners, Sockets as _, UdpEcho, Visit, ask, at_once, both_families, eventually, json,
+    many_files, service, start,
 };
 
 /// How many short connections follow one another; LB_SHORT_CONNECTIONS says otherwise.
@@ -157,11 +158,25 @@ fn a_clients_port_may_be_used_again_at_once() -> Result<()> {
     // The server closes first, so that the client's port is free when the connection is over.
     for (family, client) in [(Family::V4, "10.10.10.2:40000"), (Family::V6, "[2001:db8:10::2]:40000")] {
         for number in 0..100 {
-            let stream = topology.client.connect_from(client.parse()?, family.service(80))?;
-            let visit = Visit::over(stream).with_context(|| format!("{family:?}: connection {number}"))?;
+            let mut visit = None;
+            eventually("the client's kernel has seen the last connection end", || {
+                match topology.client.connect_from(client.parse()?, family.service(80)) {
+                    Ok(stream) => visit = Some(Visit::over(stream)?),
+                    Err(error) if is_taken(&error) => {}
+                    Err(error) => return Err(error),
+                }
+                Ok(visit.is_some())
+            })
+            .with_context(|| format!("{family:?}: connection {number}"))?;
+            let visit = visit.context("no connection")?;
             assert_eq!(visit.greeting.server, number % 2 + 1);
             visit.end(Manners::Brief)?;
         }
     }
     Ok(())
+}
+
+/// Whether a client's own kernel still has a connection with that port.
+fn is_taken(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::AddrNotAvailable)
 }

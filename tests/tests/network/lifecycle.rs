@@ -182,3 +182,18 @@ fn a_balancer_without_traffic_costs_nothing() -> Result<()> {
     ensure!(spent <= 20, "{spent} ticks in two seconds");
     Ok(())
 }
+
+#[test]
+fn a_missing_bpf_file_system_is_mounted() -> Result<()> {
+    let topology = Topology::two_arm(1)?;
+    // In a mount namespace of its own, where it may miss.
+    let script = "umount --lazy /sys/fs/bpf && ! mountpoint --quiet /sys/fs/bpf && exec \"$@\"";
+    let mut command = topology.balancer.command("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(balancer::binary());
+    command.args(["run", "--iface", "eth0", "--pin-dir"]).arg(topology.tag().pin_dir());
+    let balancer = Balancer::start(&mut command)?;
+    assert!(xdp_program(&topology.balancer, "eth0")?.is_some());
+    balancer.stop()?;
+    assert_eq!(xdp_program(&topology.balancer, "eth0")?, None);
+    Ok(())
+}

@@ -228,3 +228,32 @@ fn an_interface_is_used_in_native_mode_where_the_driver_can() -> Result<()> {
     assert_eq!(modes, [&Value::from("native"), &Value::from("native")]);
     Ok(())
 }
+
+#[test]
+fn where_native_frames_would_not_arrive_generic_mode_is_used_and_said() -> Result<()> {
+    for topology in [Topology::two_arm, Topology::one_arm] {
+        let topology = topology(2)?;
+        for (namespace, device) in topology.peers() {
+            // Now the peers neither poll nor have programs.
+            namespace.run("ethtool", ["-K", device, "gro", "off"])?;
+        }
+        let _greeters = Greeter::on_all(&topology, 80, Manners::Echo)?;
+        let mut balancer = start(&topology, &both_families(&topology, 80, "tcp"))?;
+        let warnings = balancer.process().stderr();
+        for (interface, link) in
+            json(&topology, &["status"])?["interfaces"].as_array().into_iter().flatten().zip(1..)
+        {
+            assert_eq!(interface["mode"], "generic", "interface {link}: {warnings:?}");
+        }
+        ensure!(warnings.iter().any(|line| line.contains("generic")), "nothing is said: {warnings:?}");
+        for family in Family::ALL {
+            for expected in [1, 2, 1, 2] {
+                let mut visit = Visit::begin(&topology.client, family.service(80))?;
+                visit.say("hello")?;
+                assert_eq!(visit.greeting.server, expected);
+                visit.end(Manners::Echo)?;
+            }
+        }
+    }
+    Ok(())
+}
