@@ -70,8 +70,8 @@ const fn words(bytes: [u8; 16]) -> [u32; 4] {
 
 impl Family for V4 {
     type Address = Address4;
-    type Reserve = [u32; 3];
-    const RESERVE: Self::Reserve = [0; 3];
+    type Reserve = [u64; 0];
+    const RESERVE: Self::Reserve = [];
     const NUMBER: u8 = 4;
 
     #[inline(always)]
@@ -92,8 +92,8 @@ impl Family for V4 {
 
 impl Family for V6 {
     type Address = Address6;
-    type Reserve = [u32; 7];
-    const RESERVE: Self::Reserve = [0; 7];
+    type Reserve = [u64; 2];
+    const RESERVE: Self::Reserve = [0; 2];
     const NUMBER: u8 = 6;
 
     #[inline(always)]

@@ -160,6 +160,12 @@ impl Seen {
         self.0 & other.0 == other.0
     }
 
+    /// What of this set ends a direction.
+    #[inline(always)]
+    pub const fn end(self) -> Self {
+        Self(self.0 & (Self::FIN.0 | Self::RST.0))
+    }
+
     /// Whether this is a first packet's: a SYN and no other control bit that counts.
     #[inline(always)]
     pub const fn is_syn(self) -> bool {
@@ -222,7 +228,11 @@ pub struct FlowEntry<F: Family> {
     pub seen: Seen,
     /// Which half this is.
     pub side: Side,
-    zero: u16,
+    /// The FIN and RST that passed in the other direction: the one thing that one half is told of the other.
+    pub partner_end: Seen,
+    zero: [u8; 5],
+    /// Not 0 while one CPU removes the pair; only a reply's half is claimed, for both.
+    pub claim: u64,
     reserve: F::Reserve,
 }
 
@@ -246,7 +256,9 @@ impl<F: Family> FlowEntry<F> {
             born: shared.born,
             seen: Seen::default(),
             side,
-            zero: 0,
+            partner_end: Seen::default(),
+            zero: [0; 5],
+            claim: 0,
             reserve: F::RESERVE,
         };
         // Field by field: `partner.reversed()` would stand on the stack a second time.
@@ -255,6 +267,14 @@ impl<F: Family> FlowEntry<F> {
         entry.becomes.src_port = partner.dst_port;
         entry.becomes.dst_port = partner.src_port;
         entry
+    }
+
+    /// Whether both directions have come to their end, as far as this half knows: then a new SYN is a new connection, and
+    /// the port may be taken again. The same as [`crate::ConnectionState::is_over`] says of both halves.
+    #[inline(always)]
+    pub const fn is_over(&self) -> bool {
+        let (own, other) = (self.seen, self.partner_end);
+        own.has(Seen::RST) || other.has(Seen::RST) || (own.has(Seen::FIN) && other.has(Seen::FIN))
     }
 
     /// The key of the pair's other half: answers to what this half's packets become.
@@ -332,5 +352,31 @@ mod tests {
         assert_eq!(request.partner(6).tuple, becomes.reversed());
         let reply = FlowEntry::new(&from, Side::Reply, &shared);
         assert_eq!(reply.partner(6), FlowKey::new(from, Protocol::Tcp));
+    }
+
+    #[test]
+    fn one_half_knows_of_the_end_what_both_together_say() {
+        let tuple = Tuple::<V4> {
+            src: Ipv4Addr::LOCALHOST.into(),
+            dst: Ipv4Addr::LOCALHOST.into(),
+            src_port: Port::new(1),
+            dst_port: Port::new(2),
+        };
+        let shared = Shared {
+            addresses: Delta::default(),
+            ports: Delta::default(),
+            client: Hop::default(),
+            backend: 0,
+            service: 0,
+            born: Tick::default(),
+        };
+        let mut half = FlowEntry::new(&tuple, Side::Request, &shared);
+        for request in (0..32).map(Seen) {
+            for reply in (0..32).map(Seen) {
+                (half.seen, half.partner_end) = (request, reply.end());
+                let both = crate::ConnectionState::of(Protocol::Tcp, request, reply);
+                assert_eq!(half.is_over(), both.is_over(), "{request:?} {reply:?}");
+            }
+        }
     }
 }

@@ -472,4 +472,18 @@ impl<F: Family> Flow<F> for HostFlow<F> {
     fn set_client(&self, client: Hop) {
         self.edit(|entry| entry.client = client);
     }
+
+    fn set_partner_end(&self, end: Seen) {
+        self.edit(|entry| entry.partner_end = end);
+    }
+
+    fn claim(&self) -> bool {
+        let free = self.entry.get().claim == 0;
+        self.edit(|entry| entry.claim += 1);
+        free
+    }
+
+    fn release(&self) {
+        self.edit(|entry| entry.claim = 0);
+    }
 }

@@ -104,7 +104,12 @@ fn translate<F: Network, M: Flows<F>>(
 
     let now = tables.now();
     if flow.last != now || !flow.seen.has(packet.seen) {
-        flow.record(flow.seen.and(packet.seen), now);
+        let seen = flow.seen.and(packet.seen);
+        let ends = seen.end() != flow.seen.end();
+        flow.record(seen, now);
+        if ends {
+            pair::tell_end(tables, &packet.key, &flow, seen.end());
+        }
     }
     let hop = forward::hop(tables, &packet, &flow)?;
     rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;

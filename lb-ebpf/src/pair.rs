@@ -1,8 +1,8 @@
 //! Pairs of flows: allocate a source port, insert both halves or none, and tell when a pair is over.
 
 use lb_common::{
-    ConnectionState, Delta, Family, FlowEntry, FlowKey, Port, Reason, Seen, Service, Side, Tuple,
-    flow::Shared, service::MAX_SNAT,
+    Delta, Family, FlowEntry, FlowKey, Port, Reason, Seen, Service, Side, Tuple, flow::Shared,
+    service::MAX_SNAT,
 };
 
 use crate::{
@@ -14,9 +14,6 @@ use crate::{
 /// so that a refused client's next attempt looks at others. The verifier follows every one of them.
 const ROUNDS: u32 = 4;
 const PROBES: u32 = 16;
-
-/// How long, in nanoseconds, half a pair is taken for one in the making: far longer than making one takes.
-const MAKING: u64 = 1_000_000_000;
 
 /// Inserts the pair for the packet's connection to `backend`, the reply's half first: the request's half, once it is
 /// there, stands for the whole pair.
@@ -107,12 +104,11 @@ fn find_port<F: Family, M: Flows<F>>(
         key.tuple.dst_port = snat_port;
         match tables.flow(key) {
             None => return true,
-            // Only a hint, so that the loop stays small: the other half may not agree.
-            Some(flow) if flow.seen.has(Seen::FIN) || flow.seen.has(Seen::RST) => break,
+            Some(flow) if flow.is_over() => break,
             Some(_) => {}
         }
     }
-    tables.flow(key).is_none_or(|flow| give_up(tables, key, &flow))
+    tables.flow(key).is_none_or(|flow| flow.is_over() && remove(tables, key, &flow))
 }
 
 /// Inserts the half with that key, the other half's packets being those of `partner`.
@@ -144,29 +140,42 @@ fn source<F: Family>(service: &Service, number: u32) -> Option<(F::Address, Port
 /// gets a source port of its own, for the backend may hold the old one in TIME-WAIT.
 #[inline(never)]
 pub fn makes_way<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow) -> bool {
-    flow.side == Side::Request && give_up(tables, key, flow)
-}
-
-/// Removes the pair with that half if both directions together have seen its end; says whether.
-#[inline(always)]
-fn give_up<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow) -> bool {
-    let partner_key = flow.partner(key.protocol);
-    let over = match tables.flow(&partner_key) {
-        Some(partner) => is_over(key, flow, &partner),
-        // Half a pair: what another CPU is making right now, or what a killed sweeper left.
-        None => tables.now().nanoseconds_since(flow.born) > MAKING,
-    };
+    let over = flow.side == Side::Request && flow.is_over();
     if over {
-        tables.remove(key);
-        tables.remove(&partner_key);
+        // If another CPU removes it, that one inserts the new pair, or this one does: 'no overwrite' decides.
+        let _removed = remove(tables, key, flow);
     }
     over
 }
 
+/// Removes the pair that is over and has that half; says whether this CPU did.
+///
+/// Elements are removed by key, and another CPU may have removed the pair and put a new one under the same key since this
+/// one looked. So whoever removes first claims the reply's half, and then looks again.
 #[inline(always)]
-fn is_over<F: Family>(key: &FlowKey<F>, half: &FlowEntry<F>, partner: &FlowEntry<F>) -> bool {
-    let (request, reply) = if half.side == Side::Request { (half, partner) } else { (partner, half) };
-    key.protocol().is_some_and(|protocol| ConnectionState::of(protocol, request.seen, reply.seen).is_over())
+fn remove<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow) -> bool {
+    let partner_key = flow.partner(key.protocol);
+    let reply_key = if flow.side == Side::Reply { key } else { &partner_key };
+    let Some(reply) = tables.flow(reply_key) else { return false };
+    if !reply.claim() {
+        return false;
+    }
+    if !tables.flow(reply_key).is_some_and(|reply| reply.is_over()) {
+        reply.release();
+        return false;
+    }
+    tables.remove(key);
+    tables.remove(&partner_key);
+    true
+}
+
+/// Tells the other half that this direction has ended.
+// Twice a connection.
+#[inline(never)]
+pub fn tell_end<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow, end: Seen) {
+    if let Some(partner) = tables.flow(&flow.partner(key.protocol)) {
+        partner.set_partner_end(end);
+    }
 }
 
 /// Writes the packet's sender down as the way to the client, in both halves.

@@ -57,6 +57,12 @@ pub trait Flow<F: Family>: Deref<Target = FlowEntry<F>> {
     fn record(&self, seen: Seen, now: Tick);
     /// Writes down a new way to the client.
     fn set_client(&self, client: Hop);
+    /// Writes down how the other direction has ended.
+    fn set_partner_end(&self, end: Seen);
+    /// Takes the right to remove the pair; says whether nobody else has it.
+    fn claim(&self) -> bool;
+    /// Gives that right back.
+    fn release(&self);
 }
 
 /// Why a flow was not inserted.

@@ -107,7 +107,6 @@ fn with_closed_connection(kind: Kind, ports: u16) -> HostTables {
 }
 
 #[test]
-#[ignore = "known: the slower CPU removes the half that the faster one has just inserted under the same key"]
 fn a_connection_that_is_over_makes_way_once() {
     for kind in Kind::TCP {
         let syn = kind.connection(40_000, 1, 0).request(Control::SYN).frame();
@@ -125,7 +124,6 @@ fn a_connection_that_is_over_makes_way_once() {
 }
 
 #[test]
-#[ignore = "known: the slower CPU removes the half that the faster one has just inserted under the same key"]
 fn a_port_that_is_over_is_taken_by_one_of_two_cpus() {
     for kind in Kind::TCP {
         let [one, other] = [1, 2].map(|port| kind.connection(port, 1, 0).request(Control::SYN).frame());

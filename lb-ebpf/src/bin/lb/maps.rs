@@ -110,6 +110,24 @@ impl<F: Family> Flow<F> for InMap<FlowEntry<F>> {
         // SAFETY: live map memory (see `Deref`).
         unsafe { (&raw mut (*self.0.as_ptr()).client).write(client) }
     }
+
+    #[inline(always)]
+    fn set_partner_end(&self, end: Seen) {
+        // SAFETY: live map memory (see `Deref`); one byte, which only the other direction writes.
+        unsafe { (&raw mut (*self.0.as_ptr()).partner_end).write_volatile(end) }
+    }
+
+    #[inline(always)]
+    fn claim(&self) -> bool {
+        // SAFETY: live map memory (see `Deref`), an aligned u64.
+        unsafe { crate::atomic::fetch_increment(&raw mut (*self.0.as_ptr()).claim) == 0 }
+    }
+
+    #[inline(always)]
+    fn release(&self) {
+        // SAFETY: live map memory (see `Deref`); one aligned scalar store.
+        unsafe { (&raw mut (*self.0.as_ptr()).claim).write_volatile(0) }
+    }
 }
 
 impl Tables for Maps {
