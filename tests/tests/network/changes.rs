@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::topology::Topology;
 
 use crate::support::{
-    Family, Greeter, Manners, PATIENCE, Visit, at_once, both_families, eventually, is_reset, json, service,
-    start,
+    Family, Greeter, Manners, Sockets as _, UdpEcho, Visit, ask, at_once, both_families, eventually,
+    is_reset, json, service, start, unspecified,
 };
 
 /// Threads that make one short connection after another.
@@ -238,7 +238,6 @@ fn a_service_without_servers_begins_to_work_with_the_first() -> Result<()> {
 
 #[test]
 fn a_udp_client_of_a_removed_server_comes_to_another() -> Result<()> {
-    use crate::support::{Sockets as _, UdpEcho, ask, unspecified};
     let topology = Topology::two_arm(2)?;
     let _servers = UdpEcho::on_all(&topology, 53)?;
     let _balancer = start(&topology, &both_families(&topology, 53, "udp"))?;
@@ -248,7 +247,7 @@ fn a_udp_client_of_a_removed_server_comes_to_another() -> Result<()> {
         let first = ask(&socket, service, b"one")?.server;
         let backend = family.at(&topology.servers[first - 1], 53);
         topology.lb(&["backend", "rm", &format!("{service}/udp"), &backend.to_string()])?;
-        assert_eq!(ask(&socket, service, b"two")?.server, 3 - first, "{family:?} within {PATIENCE:?}");
+        assert_eq!(ask(&socket, service, b"two")?.server, 3 - first, "{family:?}");
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::support::{
     Family, Greeter, Manners, Visit, both_families, eventually, json, pass_object, start, xdp_program,
 };
 
-/// The end of nothing, program, pins and process.
+/// That no program, pin or process is left.
 fn assert_no_trace(topology: &Topology, pid: u32, programs: &[u32]) -> Result<()> {
     for device in topology.interfaces() {
         assert_eq!(xdp_program(&topology.balancer, device)?, None, "a program is left on {device}");
@@ -148,7 +148,7 @@ fn several_balancers_run_side_by_side() -> Result<()> {
 }
 
 #[test]
-fn connections_survive_nothing_but_are_reset_when_the_balancer_is_gone() -> Result<()> {
+fn connections_are_reset_when_the_balancer_is_gone() -> Result<()> {
     let topology = Topology::two_arm(1)?;
     topology.attach_to_peers(&pass_object(&topology)?)?;
     let _greeters = Greeter::on_all(&topology, 80, Manners::Echo)?;
