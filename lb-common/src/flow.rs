@@ -19,22 +19,56 @@ impl Port {
         Self(number.to_be())
     }
 
-    /// From the word on the wire, in the machine's order.
-    #[inline(always)]
-    pub const fn from_wire(word: u16) -> Self {
-        Self(word)
-    }
-
-    /// The word on the wire, in the machine's order.
-    #[inline(always)]
-    pub const fn wire(self) -> u16 {
-        self.0
-    }
-
     /// The number.
     #[inline(always)]
     pub const fn number(self) -> u16 {
         u16::from_be(self.0)
+    }
+}
+
+/// Both ports of a packet, the four bytes that TCP and UDP headers begin with, as one word in the machine's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Ports(u32);
+
+impl Ports {
+    /// From that source to that destination.
+    #[inline(always)]
+    pub const fn new(src: Port, dst: Port) -> Self {
+        let ([a, b], [c, d]) = (src.0.to_ne_bytes(), dst.0.to_ne_bytes());
+        Self(u32::from_ne_bytes([a, b, c, d]))
+    }
+
+    /// From the word on the wire.
+    #[inline(always)]
+    pub const fn from_wire(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The word on the wire.
+    #[inline(always)]
+    pub const fn wire(self) -> u32 {
+        self.0
+    }
+
+    /// Source port.
+    #[inline(always)]
+    pub const fn src(self) -> Port {
+        let [a, b, _, _] = self.0.to_ne_bytes();
+        Port(u16::from_ne_bytes([a, b]))
+    }
+
+    /// Destination port.
+    #[inline(always)]
+    pub const fn dst(self) -> Port {
+        let [_, _, a, b] = self.0.to_ne_bytes();
+        Port(u16::from_ne_bytes([a, b]))
+    }
+
+    /// The ports of the answer.
+    #[inline(always)]
+    pub const fn reversed(self) -> Self {
+        Self(self.0.rotate_left(16))
     }
 }
 
@@ -46,17 +80,15 @@ pub struct Tuple<F: Family> {
     pub src: F::Address,
     /// Destination address.
     pub dst: F::Address,
-    /// Source port.
-    pub src_port: Port,
-    /// Destination port.
-    pub dst_port: Port,
+    /// Source and destination port.
+    pub ports: Ports,
 }
 
 impl<F: Family> Tuple<F> {
     /// The tuple of the answer.
     #[inline(always)]
     pub const fn reversed(&self) -> Self {
-        Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
+        Self { src: self.dst, dst: self.src, ports: self.ports.reversed() }
     }
 
     /// What it does to a checksum over both addresses when this tuple is rewritten to `to`.
@@ -79,7 +111,7 @@ impl<F: Family> Tuple<F> {
 
     #[inline(always)]
     const fn port_sum(&self) -> Sum {
-        Sum::of_word(self.src_port.wire()).plus(Sum::of_word(self.dst_port.wire()))
+        Sum::of_double_word(self.ports.wire())
     }
 }
 
@@ -264,8 +296,7 @@ impl<F: Family> FlowEntry<F> {
         // Field by field: `partner.reversed()` would stand on the stack a second time.
         entry.becomes.src = partner.dst;
         entry.becomes.dst = partner.src;
-        entry.becomes.src_port = partner.dst_port;
-        entry.becomes.dst_port = partner.src_port;
+        entry.becomes.ports = partner.ports.reversed();
         entry
     }
 
@@ -331,14 +362,12 @@ mod tests {
         let from = Tuple::<V4> {
             src: Ipv4Addr::new(10, 0, 0, 2).into(),
             dst: Ipv4Addr::new(10, 10, 10, 1).into(),
-            src_port: Port::new(40_000),
-            dst_port: Port::new(80),
+            ports: Ports::new(Port::new(40_000), Port::new(80)),
         };
         let becomes = Tuple::<V4> {
             src: Ipv4Addr::new(10, 10, 10, 1).into(),
             dst: Ipv4Addr::new(192, 168, 1, 1).into(),
-            src_port: Port::new(1024),
-            dst_port: Port::new(8080),
+            ports: Ports::new(Port::new(1024), Port::new(8080)),
         };
         let shared = Shared {
             addresses: from.address_delta(&becomes),
@@ -359,8 +388,7 @@ mod tests {
         let tuple = Tuple::<V4> {
             src: Ipv4Addr::LOCALHOST.into(),
             dst: Ipv4Addr::LOCALHOST.into(),
-            src_port: Port::new(1),
-            dst_port: Port::new(2),
+            ports: Ports::new(Port::new(1), Port::new(2)),
         };
         let shared = Shared {
             addresses: Delta::default(),

@@ -17,7 +17,7 @@ pub use backend::{Backend, BackendCounters, BackendState, Hop, Traffic};
 pub use checksum::Delta;
 pub use control::{Interface, LAYOUT_VERSION, Meta};
 pub use family::{Addr, Address4, Address6, Family, V4, V6};
-pub use flow::{FlowEntry, FlowKey, Port, Seen, Side, Tick, Tuple};
+pub use flow::{FlowEntry, FlowKey, Port, Ports, Seen, Side, Tick, Tuple};
 pub use service::{Protocol, Service, ServiceKey, SlotTable};
 pub use state::ConnectionState;
 pub use verdict::{Action, Reason};

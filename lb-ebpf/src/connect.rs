@@ -32,7 +32,7 @@ pub fn connect<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>) -> Result<
 fn find_service<F: Family, M: Tables>(tables: M, packet: &Packet<F>) -> Result<u32, Reason> {
     let key = ServiceKey {
         addr: F::widen(packet.key.tuple.dst),
-        port: packet.key.tuple.dst_port,
+        port: packet.key.tuple.ports.dst(),
         protocol: packet.protocol.number(),
         family: F::NUMBER,
     };

@@ -47,19 +47,6 @@ pub struct Link {
     pub src_tail: [u8; 2],
 }
 
-// SAFETY: arrays of bytes only.
-unsafe impl Wire for Ports {}
-
-/// What TCP and UDP headers both begin with (RFC 9293 section 3.1, RFC 768).
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Ports {
-    /// Source port.
-    pub src: [u8; 2],
-    /// Destination port.
-    pub dst: [u8; 2],
-}
-
 /// The bytes of one frame, from the Ethernet header on.
 pub trait Frame {
     /// How many bytes there are.

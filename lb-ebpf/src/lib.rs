@@ -31,13 +31,13 @@ pub mod transport;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Reason, V4, V6};
+use lb_common::{Protocol, Reason, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
     network::Network,
-    parse::Arrival,
+    parse::{Arrival, Packet},
     tables::{Flow, Flows},
 };
 
@@ -87,7 +87,10 @@ fn translate<F: Network, M: Flows<F>>(
     tables: M,
     arrival: &Arrival,
 ) -> Result<u32, Reason> {
-    let packet = parse::parse::<F>(frame, arrival)?;
+    let network = F::parse(frame, arrival.network)?;
+    let protocol = Protocol::from_number(network.protocol).ok_or(Reason::OtherProtocol)?;
+    let (ports, seen) = parse::transport(frame, &network, protocol)?;
+    let packet = Packet::new(arrival, &network, protocol, ports, seen);
     let known = match tables.flow(&packet.key) {
         Some(flow) if packet.is_syn() && pair::makes_way(tables, &packet.key, &flow) => None,
         other => other,

@@ -1,7 +1,7 @@
 //! Pairs of flows: allocate a source port, insert both halves or none, and tell when a pair is over.
 
 use lb_common::{
-    Delta, Family, FlowEntry, FlowKey, Port, Reason, Seen, Service, Side, Tuple, flow::Shared,
+    Delta, Family, FlowEntry, FlowKey, Port, Ports, Reason, Seen, Service, Side, Tuple, flow::Shared,
     service::MAX_SNAT,
 };
 
@@ -34,8 +34,7 @@ pub fn insert<F: Family, M: Flows<F>>(
     let mut reply = packet.key.with(Tuple {
         src: F::narrow(&target.addr),
         dst: request.dst,
-        src_port: target.port,
-        dst_port: request.dst_port,
+        ports: Ports::new(target.port, request.ports.dst()),
     });
     let mut shared = Shared {
         addresses: Delta::default(),
@@ -101,7 +100,7 @@ fn find_port<F: Family, M: Flows<F>>(
     for _ in 0..PROBES {
         let Some((snat, snat_port)) = source::<F>(service, tables.take_port(cursor)) else { return false };
         key.tuple.dst = snat;
-        key.tuple.dst_port = snat_port;
+        key.tuple.ports = Ports::new(key.tuple.ports.src(), snat_port);
         match tables.flow(key) {
             None => return true,
             Some(flow) if flow.is_over() => break,

@@ -1,11 +1,11 @@
 //! From a frame to a [`Packet`], all that the stages up to the rewriting know of it.
 
-use lb_common::{Family, FlowKey, Hop, Port, Protocol, Reason, Seen, Tuple};
+use lb_common::{Family, FlowKey, Hop, Ports, Protocol, Reason, Seen, Tuple};
 use network_types::eth::EthHdr;
 
 use crate::{
-    frame::{Field as _, Frame, Link, Ports},
-    network::Network,
+    frame::{Field as _, Frame, Link},
+    network::{self, Network},
     transport::{Tcp, Transport, Udp},
 };
 
@@ -59,35 +59,48 @@ pub struct Packet<F: Family> {
     pub transport: usize,
 }
 
-/// Reads the network and transport headers.
+impl<F: Network> Packet<F> {
+    /// What the headers say together.
+    // Not fallible: an error in its place would share a byte with an address, which the compiler would then write byte by
+    // byte, and the hash that reads it as a word would wait for all four.
+    #[inline(always)]
+    pub const fn new(
+        arrival: &Arrival,
+        network: &network::Header<F>,
+        protocol: Protocol,
+        ports: Ports,
+        seen: Seen,
+    ) -> Self {
+        Self {
+            key: FlowKey::new(Tuple { src: network.src, dst: network.dst, ports }, protocol),
+            back: arrival.back,
+            protocol,
+            seen,
+            hops: network.hops,
+            network: arrival.network,
+            transport: network.transport,
+        }
+    }
+}
+
+/// The transport's part of parsing: its ports, and what the packet adds to what its direction has seen.
 ///
 /// # Errors
 ///
-/// Those of [`Network::parse`] and [`Transport::parse`]; [`Reason::OtherProtocol`].
+/// Those of [`Transport::parse`].
 #[inline(always)]
-pub fn parse<F: Network>(frame: &impl Frame, arrival: &Arrival) -> Result<Packet<F>, Reason> {
-    let network = F::parse(frame, arrival.network)?;
-    let protocol = Protocol::from_number(network.protocol).ok_or(Reason::OtherProtocol)?;
+pub fn transport<F: Network>(
+    frame: &impl Frame,
+    network: &network::Header<F>,
+    protocol: Protocol,
+) -> Result<(Ports, Seen), Reason> {
     let seen = match protocol {
         Protocol::Tcp => Tcp::parse::<F>(frame, network.transport, network.payload)?,
         Protocol::Udp => Udp::parse::<F>(frame, network.transport, network.payload)?,
     };
-    let ports: &Ports = frame.at(network.transport).ok_or(Reason::Malformed)?;
-    let tuple = Tuple {
-        src: network.src,
-        dst: network.dst,
-        src_port: Port::from_wire(ports.src.load()),
-        dst_port: Port::from_wire(ports.dst.load()),
-    };
-    Ok(Packet {
-        key: FlowKey::new(tuple, protocol),
-        back: arrival.back,
-        protocol,
-        seen,
-        hops: network.hops,
-        network: arrival.network,
-        transport: network.transport,
-    })
+    // RFC 9293 section 3.1 and RFC 768: both begin with them.
+    let ports: &[u8; 4] = frame.at(network.transport).ok_or(Reason::Malformed)?;
+    Ok((Ports::from_wire(ports.load()), seen))
 }
 
 impl<F: Family> Packet<F> {

@@ -3,7 +3,7 @@
 use lb_common::{FlowEntry, Hop, Protocol};
 
 use crate::{
-    frame::{Field as _, Frame, Ports},
+    frame::{Field as _, Frame},
     network::Network,
     parse::Packet,
     transport::{Tcp, Transport as _, Udp},
@@ -23,9 +23,7 @@ pub fn rewrite<F: Network>(
         Protocol::Tcp => Tcp::adjust(frame, packet.transport, flow.transport)?,
         Protocol::Udp => Udp::adjust(frame, packet.transport, flow.transport)?,
     }
-    let ports: &mut Ports = frame.at_mut(packet.transport)?;
-    ports.src.store(becomes.src_port.wire());
-    ports.dst.store(becomes.dst_port.wire());
+    frame.at_mut::<[u8; 4]>(packet.transport)?.store(becomes.ports.wire());
     F::rewrite(frame, packet.network, becomes, flow.network)?;
     let [head, middle, tail] = hop.link();
     frame.at_mut::<[u8; 4]>(0)?.store(head);

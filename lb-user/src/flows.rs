@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lb_common::{ConnectionState, Family, FlowEntry, FlowKey, Port, Protocol, Seen, Side, Tick};
+use lb_common::{ConnectionState, Family, FlowEntry, FlowKey, Port, Ports, Protocol, Seen, Side, Tick};
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -88,10 +88,10 @@ fn connection<F: Family>(
     let reply = reply.unwrap_or(Reply { seen: Seen::default(), last: entry.last });
     Some(Connection {
         protocol,
-        client: socket::<F>(key.tuple.src, key.tuple.src_port),
-        service: socket::<F>(key.tuple.dst, key.tuple.dst_port),
-        snat: socket::<F>(entry.becomes.src, entry.becomes.src_port),
-        backend: socket::<F>(entry.becomes.dst, entry.becomes.dst_port),
+        client: socket::<F>(key.tuple.src, key.tuple.ports.src()),
+        service: socket::<F>(key.tuple.dst, key.tuple.ports.dst()),
+        snat: socket::<F>(entry.becomes.src, entry.becomes.ports.src()),
+        backend: socket::<F>(entry.becomes.dst, entry.becomes.ports.dst()),
         backend_index: entry.backend,
         state: ConnectionState::of(protocol, entry.seen, reply.seen),
         idle: idle(now, entry.last, reply.last),
@@ -298,8 +298,7 @@ mod tests {
         Tuple {
             src: address(src),
             dst: address(dst),
-            src_port: Port::new(src_port),
-            dst_port: Port::new(dst_port),
+            ports: Ports::new(Port::new(src_port), Port::new(dst_port)),
         }
     }
 
