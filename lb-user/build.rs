@@ -10,8 +10,8 @@ use std::{
 #[path = "../xtask/src/ebpf_toolchain.rs"]
 mod ebpf_toolchain;
 
-/// Binaries of lb-ebpf: the balancer, and a program that passes everything, for peers of veth interfaces.
-const PROGRAMS: [&str; 2] = ["lb", "pass"];
+/// Binaries of lb-ebpf: the balancer, its clock, and a program that passes everything, for peers of veth interfaces.
+const PROGRAMS: [&str; 3] = ["lb", "clock", "pass"];
 
 fn main() -> ExitCode {
     match build() {

@@ -211,25 +211,38 @@ impl Seen {
     }
 }
 
-/// Coarse monotonic time in units of 2^28 ns (0.27 s): fine enough for timeouts, and a stamp is written only a few
-/// times a second however fast packets come. Wraps after 36 years of uptime.
+/// Time in units of 64 jiffies (from 64 ms to 0.64 s, as the kernel is configured): fine enough for timeouts, and a stamp
+/// is written only a few times a second however fast packets come. Wraps after nine years of uptime or more.
+///
+/// Jiffies, for BPF reads them with one load; the coarse monotonic clock, which follows them, takes a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Tick(u32);
 
 impl Tick {
-    const SHIFT: u32 = 28;
+    /// Jiffies in a tick.
+    pub const JIFFIES: u32 = 64;
 
-    /// From nanoseconds of `CLOCK_MONOTONIC_COARSE`, which is what `bpf_ktime_get_coarse_ns` reads.
+    /// From what `bpf_jiffies64` reads.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "wraps after 36 years")]
-    pub const fn from_nanoseconds(nanoseconds: u64) -> Self {
-        Self((nanoseconds >> Self::SHIFT) as u32)
+    #[expect(clippy::cast_possible_truncation, reason = "wraps after nine years")]
+    pub const fn from_jiffies(jiffies: u64) -> Self {
+        Self((jiffies / Self::JIFFIES as u64) as u32)
     }
 
-    /// Nanoseconds from `earlier` to this tick; zero if `earlier` is later.
-    pub const fn nanoseconds_since(self, earlier: Self) -> u64 {
-        (self.0.saturating_sub(earlier.0) as u64) << Self::SHIFT
+    /// From the number of ticks.
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number of ticks.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// Ticks from `earlier` to this one; none if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> u32 {
+        self.0.saturating_sub(earlier.0)
     }
 }
 

@@ -294,6 +294,16 @@ impl HostTables {
     }
 }
 
+/// That time as the packet path sees it, of a kernel with 250 jiffies a second.
+///
+/// # Panics
+///
+/// After centuries.
+pub fn tick(time: Duration) -> Tick {
+    const JIFFY: u128 = 4;
+    Tick::from_jiffies(u64::try_from(time.as_millis() / JIFFY).expect("tests take no centuries"))
+}
+
 /// Appends what `value` makes of its index, and returns that.
 fn push<T>(list: &RefCell<Vec<T>>, value: impl FnOnce(u32) -> T) -> u32 {
     let index = number(list.borrow().len());
@@ -313,8 +323,7 @@ impl Tables for &HostTables {
     type Ref<T: Copy + 'static> = Copied<T>;
 
     fn now(self) -> Tick {
-        let nanoseconds = self.now.get().as_nanos();
-        Tick::from_nanoseconds(u64::try_from(nanoseconds).expect("tests take no centuries"))
+        tick(self.now.get())
     }
 
     fn service_index(self, key: &ServiceKey) -> Option<u32> {

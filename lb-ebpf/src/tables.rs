@@ -9,7 +9,7 @@ pub trait Tables: Copy {
     /// A value in a table.
     type Ref<T: Copy + 'static>: Deref<Target = T>;
 
-    /// Coarse monotonic time.
+    /// The time.
     fn now(self) -> Tick;
     /// Index of the service that packets with that destination are for.
     fn service_index(self, key: &ServiceKey) -> Option<u32>;

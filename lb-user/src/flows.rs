@@ -7,23 +7,16 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lb_common::{ConnectionState, Family, FlowEntry, FlowKey, Port, Ports, Protocol, Seen, Side, Tick};
-use nix::time::{ClockId, clock_gettime};
+use lb_common::{ConnectionState, Family, FlowEntry, FlowKey, Port, Protocol, Seen, Side, Tick};
 use serde::Serialize;
 
 use crate::{
     batch::Walk,
+    clock,
     maps::{FlowTable, Maps, find, remove},
     model::{Endpoint, ServiceAddress},
     view::{self, Column},
 };
-
-/// The time, on the clock that the data path stamps flows with.
-pub(crate) fn now() -> anyhow::Result<Tick> {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("cannot read the clock")?;
-    let nanoseconds = Duration::from(time).as_nanos();
-    Ok(Tick::from_nanoseconds(u64::try_from(nanoseconds).unwrap_or(u64::MAX)))
-}
 
 /// A connection: a request half and what the reply half adds to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +40,7 @@ struct Reply {
 
 /// Visits every connection of both families, in no order.
 pub(crate) fn for_each(maps: &Maps, mut visit: impl FnMut(Connection)) -> anyhow::Result<()> {
-    let now = now()?;
+    let now = clock::now()?;
     for_each_of::<lb_common::V4>(maps, now, &mut visit)?;
     for_each_of::<lb_common::V6>(maps, now, &mut visit)
 }
@@ -104,7 +97,7 @@ fn socket<F: Family>(address: F::Address, port: Port) -> SocketAddr {
 
 /// How long a pair has been idle whose halves last saw a packet then.
 fn idle(now: Tick, request: Tick, reply: Tick) -> Duration {
-    Duration::from_nanos(now.nanoseconds_since(request).min(now.nanoseconds_since(reply)))
+    clock::duration(now.since(request).min(now.since(reply)))
 }
 
 /// Which connections `lb flows` shows.
@@ -284,13 +277,12 @@ fn remove_unchanged<F: FlowTable>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lb_common::{Delta, Hop, Tuple, V4, flow::Shared};
+    use lb_common::{Delta, Hop, Ports, Tuple, V4, flow::Shared};
     use std::net::Ipv4Addr;
 
-    const SECOND: u64 = 1_000_000_000;
-
     fn at(seconds: u64) -> Tick {
-        Tick::from_nanoseconds(seconds * SECOND)
+        let jiffies = Duration::from_secs(seconds).as_nanos() / clock::jiffy().as_nanos();
+        Tick::from_jiffies(u64::try_from(jiffies).unwrap())
     }
 
     fn tuple(src: [u8; 4], src_port: u16, dst: [u8; 4], dst_port: u16) -> Tuple<V4> {

@@ -14,6 +14,7 @@ mod apply;
 mod balancer;
 mod batch;
 mod cli;
+mod clock;
 mod detach;
 mod edit;
 mod error;

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::{
     batch::Walk,
-    flows,
+    clock, flows,
     maps::{FlowTable, Maps},
 };
 
@@ -70,7 +70,7 @@ fn step<F: FlowTable>(
     let Some((keys, entries)) = walk.next_chunk(F::flows(maps)).context("cannot read the flow table")? else {
         return Ok(None);
     };
-    let now = flows::now()?;
+    let now = clock::now()?;
     let mut step = Step::default();
     for (key, entry) in keys.iter().zip(entries) {
         step.seen += 1;

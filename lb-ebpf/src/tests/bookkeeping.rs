@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use lb_common::{BackendCounters, ConnectionState, Protocol, Reason, Seen, Side, Tick, Traffic, V4, V6};
+use lb_common::{BackendCounters, ConnectionState, Protocol, Reason, Seen, Side, Traffic, V4, V6};
 
 use super::pairs::{reply, request, tables};
 use crate::host::{
@@ -117,8 +117,7 @@ fn a_packet_stamps_its_own_direction_with_the_time() {
     let kind = Kind::UDP[0];
     let tables = tables(kind, 1);
     let connection = kind.connection(40_000, 1, 1024);
-    let tick =
-        |seconds| Tick::from_nanoseconds(u64::try_from(Duration::from_secs(seconds).as_nanos()).unwrap());
+    let tick = |seconds| crate::host::tick(Duration::from_secs(seconds));
     let stamps = || {
         let mut flows = tables.flows::<V4>();
         flows.sort_by_key(|(_, entry)| entry.side == Side::Reply);

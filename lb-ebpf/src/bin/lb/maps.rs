@@ -4,7 +4,7 @@ use core::{ops::Deref, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
@@ -136,7 +136,7 @@ impl Tables for Maps {
     #[inline(always)]
     fn now(self) -> Tick {
         // SAFETY: a helper without arguments.
-        Tick::from_nanoseconds(unsafe { bpf_ktime_get_coarse_ns() })
+        Tick::from_jiffies(unsafe { bpf_jiffies64() })
     }
 
     #[inline(always)]
