@@ -275,7 +275,8 @@ pub struct FlowEntry<F: Family> {
     pub side: Side,
     /// The FIN and RST that passed in the other direction: the one thing that one half is told of the other.
     pub partner_end: Seen,
-    zero: [u8; 5],
+    zero: u8,
+    zeros: u32,
     /// Not 0 while one CPU removes the pair; only a reply's half is claimed, for both.
     pub claim: u64,
     reserve: F::Reserve,
@@ -302,7 +303,8 @@ impl<F: Family> FlowEntry<F> {
             seen: Seen::default(),
             side,
             partner_end: Seen::default(),
-            zero: [0; 5],
+            zero: 0,
+            zeros: 0,
             claim: 0,
             reserve: F::RESERVE,
         };
@@ -351,7 +353,7 @@ mod pod {
 
     // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl<F: Family> aya::Pod for FlowKey<F> {}
-    // SAFETY: as above; the padding is the fields `zero` and `reserve`.
+    // SAFETY: as above; the padding is the fields `zero`, `zeros` and `reserve`.
     unsafe impl<F: Family> aya::Pod for FlowEntry<F> {}
 }
 
