@@ -10,6 +10,8 @@ use aya::{
 use lb_common::Tick;
 use nix::time::{ClockId, clock_getres};
 
+use crate::program::load_undisturbed;
+
 /// A program that returns the time, compiled for BPF.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/clock"));
 
@@ -43,7 +45,7 @@ fn load() -> anyhow::Result<Ebpf> {
     let mut ebpf = Ebpf::load(OBJECT)?;
     let program = ebpf.program_mut(PROGRAM).ok_or_else(|| anyhow!("the object holds no program 'clock'"))?;
     let program: &mut Xdp = program.try_into()?;
-    program.load()?;
+    load_undisturbed(program)?;
     Ok(ebpf)
 }
 

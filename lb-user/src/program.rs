@@ -103,7 +103,7 @@ impl Program {
             .override_global(SEND_BACK_BY_REDIRECT, &by_redirect, true)
             .load(LB)
             .map_err(|error| explain_load(error, max_flows))?;
-        program(&mut ebpf)?.load().map_err(explain_verifier)?;
+        load_undisturbed(program(&mut ebpf)?).map_err(explain_verifier)?;
         Ok(Self { ebpf })
     }
 
@@ -140,6 +140,24 @@ impl Program {
     pub(crate) const fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
+}
+
+/// Loads a program, again if a signal came meanwhile: the verifier stops for any (EAGAIN, do_check in
+/// kernel/bpf/verifier.c), also for those that nobody is told of.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn load_undisturbed(program: &mut Xdp) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 100;
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result,
+        }
+    }
+    program.load()
 }
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {

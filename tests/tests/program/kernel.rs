@@ -73,7 +73,8 @@ impl Kernel {
             .override_global("SEND_BACK_BY_REDIRECT", &u8::from(constants.send_back_by_redirect), true)
             .load(lb_user::program::LB)
             .context("cannot load the maps")?;
-        xdp(&mut ebpf)?.load().context("the kernel does not take the program")?;
+        lb_user::program::load_undisturbed(xdp(&mut ebpf)?)
+            .context("the kernel does not take the program")?;
         Ok(Self { ebpf, flow_entries, constants, _tag: tag })
     }
 
