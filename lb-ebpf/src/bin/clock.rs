@@ -2,6 +2,9 @@
 //! (`BPF_PROG_TEST_RUN`), so that who expires flows reads the clock that stamps them.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+#[path = "program/mod.rs"]
+mod program;
+
 use aya_ebpf::{helpers::bpf_jiffies64, macros::xdp, programs::XdpContext};
 use lb_common::Tick;
 
@@ -14,15 +17,3 @@ pub(crate) fn clock(_frame: XdpContext) -> u32 {
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lets a program use helpers that are for GPL code only if its licence is compatible.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

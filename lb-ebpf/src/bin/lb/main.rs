@@ -6,6 +6,8 @@
 mod atomic;
 mod maps;
 mod packet;
+#[path = "../program/mod.rs"]
+mod program;
 
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, warn};
@@ -75,15 +77,3 @@ fn odd(context: XdpContext, reason: Reason, ingress: u32) {
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lets a program use helpers that are for GPL code only if its licence is compatible.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
