@@ -1,6 +1,7 @@
 //! The pinned maps: their names, opening them, and typed access. Decides nothing.
 
 use std::{
+    hash::{BuildHasher as _, RandomState},
     io,
     path::{Path, PathBuf},
 };
@@ -62,6 +63,7 @@ pub(crate) struct Maps {
     service: Array<MapData, Service>,
     slots: Array<MapData, u32>,
     turns: Array<MapData, u64>,
+    cursors: Array<MapData, u64>,
     backends: Array<MapData, Backend>,
     next_hops: Array<MapData, Hop>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
@@ -95,6 +97,7 @@ impl Maps {
             service: pins.open(name::SERVICE)?,
             slots: pins.open(name::SLOTS)?,
             turns: pins.open(name::TURNS)?,
+            cursors: pins.open(name::CURSORS)?,
             backends: pins.open(name::BACKENDS)?,
             next_hops: pins.open(name::NEXT_HOPS)?,
             backend_counters: pins.open(name::BACKEND_COUNTERS)?,
@@ -139,6 +142,17 @@ impl Maps {
 
     pub(crate) fn set_slot(&mut self, slot: u32, backend: u32) -> anyhow::Result<()> {
         self.slots.set(slot, backend, 0).with_context(|| format!("cannot write slot {slot}"))
+    }
+
+    /// Lets the search for source ports begin anywhere. A new balancer that began at the first port again would meet what
+    /// backends still hold of the connections of the one before, in TIME-WAIT or open, and those SYNs would fail.
+    pub(crate) fn scatter_cursors(&mut self) -> anyhow::Result<()> {
+        let random = RandomState::new();
+        for index in 0..self.cursors.len() {
+            let start = random.hash_one(index) % u64::from(u32::MAX);
+            self.cursors.set(index, start, 0).context("cannot write a port cursor")?;
+        }
+        Ok(())
     }
 
     pub(crate) fn reset_turns(&mut self, service: u32) -> anyhow::Result<()> {

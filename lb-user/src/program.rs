@@ -240,7 +240,8 @@ pub(crate) fn check_free(link: &Link) -> anyhow::Result<()> {
     let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
     let name = name.map_or_else(String::new, |name| format!(" '{name}'"));
     let remedy = format!(
-        "detach it first, if it is not needed, with `ip link set dev {} xdp off` or its own tool",
+        "detach it with its own tool first, if it is not needed (another lb: `lb detach --pin-dir DIR`; one of ip: \
+         `ip link set dev {} xdp off`)",
         link.name
     );
     bail!("another XDP program{name} (id {id}) is attached to {}: {remedy}", link.name)

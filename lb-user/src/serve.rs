@@ -209,6 +209,7 @@ impl Running {
         let send_back = send_back(&netlink, &interfaces).await;
         let mut program = Program::load(dir, order.max_flows, order.log_level, send_back)?;
         let mut maps = Maps::open(dir)?;
+        maps.scatter_cursors()?;
         let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
         let links = attach(&mut program, &mut maps, &interfaces, order.mode)?;
