@@ -89,6 +89,26 @@ fn after_a_kill_a_new_start_works() -> Result<()> {
     assert_no_trace(&topology, pid, &programs)
 }
 
+/// Servers that close first hold what they closed in TIME-WAIT, and answer a SYN from the same source port so that the
+/// client begins anew: by then another server has its turn.
+#[test]
+fn a_new_start_does_not_meet_what_servers_still_hold() -> Result<()> {
+    let topology = Topology::two_arm(4)?;
+    let _greeters = Greeter::on_all(&topology, 80, Manners::Brief)?;
+    for _ in 0..4 {
+        let mut killed = start(&topology, &both_families(&topology, 80, "tcp"))?;
+        for family in Family::ALL {
+            for turn in 0..8 {
+                let visit = Visit::begin(&topology.client, family.service(80))?;
+                assert_eq!(visit.greeting.server, turn % 4 + 1, "{family:?}");
+                visit.end(Manners::Brief)?;
+            }
+        }
+        killed.process().stop(Signal::SIGKILL)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn detach_ends_a_living_balancer() -> Result<()> {
     let topology = Topology::two_arm(1)?;
