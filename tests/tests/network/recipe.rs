@@ -130,12 +130,18 @@ fn backends_may_be_behind_a_gateway() -> Result<()> {
     for (family, address) in [(Family::V4, "172.16.0.7:80"), (Family::V6, "[2001:db8:2::7]:80")] {
         let backends = [address.parse()?, family.at(router, 80)];
         let _balancer = start(&topology, &service(family.service(80), "tcp", backends))?;
-        for expected in [7, 1, 7, 1] {
-            let mut visit = Visit::begin(&topology.client, family.service(80))?;
-            visit.say("hello")?;
-            assert_eq!((visit.greeting.server, visit.greeting.client.ip()), (expected, family.vip()));
-            visit.end(Manners::Echo)?;
-        }
+        visits_reach(&topology, family, &[7, 1, 7, 1])?;
+    }
+    Ok(())
+}
+
+/// Visits the service once for each server expected, one after another; each must see the VIP as its client.
+fn visits_reach(topology: &Topology, family: Family, servers: &[usize]) -> Result<()> {
+    for expected in servers {
+        let mut visit = Visit::begin(&topology.client, family.service(80))?;
+        visit.say("hello")?;
+        assert_eq!((visit.greeting.server, visit.greeting.client.ip()), (*expected, family.vip()));
+        visit.end(Manners::Echo)?;
     }
     Ok(())
 }
@@ -171,12 +177,7 @@ fn backends_may_be_on_different_interfaces() -> Result<()> {
         let mut args = service(family.service(80), "tcp", backends);
         args.extend(["--iface".to_owned(), "eth2".to_owned()]);
         let _balancer = start(&topology, &args)?;
-        for expected in [1, 2, 3, 1, 2, 3] {
-            let mut visit = Visit::begin(&topology.client, family.service(80))?;
-            visit.say("hello")?;
-            assert_eq!((visit.greeting.server, visit.greeting.client.ip()), (expected, family.vip()));
-            visit.end(Manners::Echo)?;
-        }
+        visits_reach(&topology, family, &[1, 2, 3, 1, 2, 3])?;
     }
     Ok(())
 }
