@@ -10,8 +10,9 @@ use std::{
 #[path = "../xtask/src/ebpf_toolchain.rs"]
 mod ebpf_toolchain;
 
-/// Binaries of lb-ebpf: the balancer, its clock, and a program that passes everything, for peers of veth interfaces.
-const PROGRAMS: [&str; 3] = ["lb", "clock", "pass"];
+/// Binaries of lb-ebpf: the balancer, its clock, a program that passes everything, for peers of veth interfaces, and what
+/// benchmarks measure with.
+const PROGRAMS: [&str; 4] = ["lb", "clock", "pass", "bench"];
 
 fn main() -> ExitCode {
     match build() {

@@ -18,6 +18,9 @@ pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb
 /// by XDP.
 pub static PASS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pass"));
 
+/// A generator, a bare forwarder and a sink, compiled for BPF: what benchmarks measure with.
+pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
+
 /// Its name in the object and in the kernel.
 const PROGRAM: &str = "lb";
 
@@ -285,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_programs_are_embedded() {
-        for object in [LB, PASS] {
+        for object in [LB, PASS, BENCH] {
             assert_eq!(object.get(..4), Some(&b"\x7fELF"[..]));
         }
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod clean;
 mod command;
@@ -55,6 +56,12 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Measure how fast the balancer forwards, against forwarding alone (for instance `-- --rounds 3 --flows 100`)
+    Bench {
+        /// Arguments for the benchmark
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Remove the namespaces that killed demos and tests left behind (both also do it themselves)
     Clean,
     /// Check the formatting, clippy's findings and the house rules
@@ -68,6 +75,7 @@ fn main() -> ExitCode {
         Verb::Run { args } => run::run(&args),
         Verb::Demo { lb } => demo::demo(lb),
         Verb::Test { ring, args } => test::test(ring, &args),
+        Verb::Bench { args } => bench::bench(&args),
         Verb::Clean => clean::clean(),
         Verb::Lint => lint::lint(),
     };

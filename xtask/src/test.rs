@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
@@ -63,15 +64,20 @@ fn kernel_tests(ring: Option<Ring>, args: &[String]) -> Result<()> {
         }
     }
     cargo.env("LB_BIN", &lb).arg("--").args(args);
+    as_root_between_cleanings(&mut cargo)
+}
+
+/// Lets cargo run what it builds as root, and removes before and after what killed runs left behind.
+pub(crate) fn as_root_between_cleanings(cargo: &mut Command) -> Result<()> {
     if !root::is_root() {
         cargo.env(runner_variable(), "sudo --preserve-env=LB_BIN,RUST_BACKTRACE");
     }
     clean::clean()?;
-    // Ctrl-C ends the tests, but not this process, which cleans up after them.
+    // Ctrl-C ends what is run, but not this process, which cleans up after it.
     signals::outlive()?;
-    let tested = command::run(&mut cargo);
+    let done = command::run(cargo);
     clean::clean()?;
-    tested
+    done
 }
 
 /// Where cargo looks for a program to start test binaries with.
