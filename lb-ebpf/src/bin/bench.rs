@@ -156,7 +156,7 @@ fn try_sketch(frame: &XdpContext) -> Option<u32> {
     if !is_tcp {
         return None;
     }
-    let flow = SKETCH_FLOWS.get_ptr_mut(&key).or_else(|| sketch_flow(&key))?;
+    let flow = SKETCH_FLOWS.get_ptr_mut(key).or_else(|| sketch_flow(&key))?;
     // SAFETY: as above for the frame; `flow` is map memory, not null, as are the counters.
     unsafe {
         // SAFETY: a helper without arguments.
