@@ -49,6 +49,8 @@ const TOOLS: &[Tool] = &[
     tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test]),
     tool("curl", "curl", &[Purpose::Demo, Purpose::Test]),
     tool("tcpdump", "tcpdump", &[Purpose::Test]),
+    tool("iptables", "iptables", &[Purpose::Test]),
+    tool("ip6tables", "iptables", &[Purpose::Test]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
     tool("wrk", "wrk", &[Purpose::Test]),
     tool("setpriv", "util-linux", &[Purpose::Test]),
