@@ -1,7 +1,7 @@
 //! What remains of a frame when all that two balancers may do in their own way is taken out.
 //!
-//! Source ports towards servers become numbers, in the order in which they appear; the identification of packets that a
-//! balancer sends of its own accord becomes a constant; fragments become the packet that they are of; padding goes. A
+//! Source ports towards servers become numbers, in the order in which they appear; identification and flow label of
+//! packets that a balancer sends of its own accord become constants; fragments become the packet that they are of; padding goes. A
 //! checksum becomes the sum over all that it covers, itself included, of as much as is there: translation leaves that sum
 //! as it is, for a truncated quote as well, and where everything is there, it has to be [`HOLDS`].
 
@@ -13,12 +13,12 @@ use etherparse::ip_number;
 
 use crate::hosts::{Family, Side};
 use crate::layout::{FRAGMENT_HEADER, Fragment, IPV4, Layout, word};
-use crate::packet::{ETHERNET, ICMP, TCP, UDP, pseudo_header, sum};
+use crate::packet::{ETHERNET, FLOW_LABEL, ICMP, TCP, UDP, pseudo_header, sum};
 
 /// What a sum over everything that a checksum covers, and the checksum, has to be (RFC 1071 section 1).
 const HOLDS: u16 = 0xffff;
 
-/// Stands for every identification that nobody sent in.
+/// Stands for every identification, and every flow label, that nobody sent in.
 const FRESH: u16 = 0xf5e5;
 
 /// Numbers in place of the source ports that a balancer has chosen, by server, source and IP protocol number.
@@ -94,8 +94,17 @@ impl Canonical {
         if layout.src.is_ipv4() && word(packet, 4).is_some_and(|id| !sent.contains(&id)) {
             packet[4..6].copy_from_slice(&FRESH.to_be_bytes());
         }
+        if layout.src.is_ipv6() && flow_label(packet) != FLOW_LABEL {
+            packet[1] &= 0xf0;
+            packet[2..4].copy_from_slice(&FRESH.to_be_bytes());
+        }
         canonical
     }
+}
+
+/// An IPv6 packet's.
+fn flow_label(packet: &[u8]) -> u32 {
+    u32::from_be_bytes([0, packet[1] & 0x0f, packet[2], packet[3]])
 }
 
 /// Puts sums in place of checksums, and then numbers in place of ports; the same for what an ICMP error quotes.
@@ -269,4 +278,139 @@ fn put_together(frames: &[&[u8]]) -> Option<Vec<u8>> {
     }
     debug_assert!(header.len() >= IPV4, "every packet has a header");
     Some([&frame[..ETHERNET], &header, &payload].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::{Result, ensure};
+    use lb_common::Protocol;
+
+    use super::*;
+    use crate::hosts::{Host, backend};
+    use crate::layout::IPV6;
+    use crate::packet::{ACK, Carriage, Content, Cut, Packet};
+
+    const ID: u16 = 77;
+    /// A source port that a balancer may choose.
+    const PORT: u16 = 4_711;
+
+    fn tcp() -> Content {
+        let (sequence, acknowledgement, window) = (1, 2, 3);
+        let (options, payload) = (vec![2, 4, 5, 0xb4], b"payload".to_vec());
+        Content::Tcp { sequence, acknowledgement, control: ACK, window, options, payload }
+    }
+
+    fn udp(length: usize) -> Content {
+        Content::Udp { checksum: true, payload: (0..length).map(|at| at.to_le_bytes()[0]).collect() }
+    }
+
+    /// A packet to the first server, as a balancer sends it that has chosen that source port.
+    fn request(family: Family, content: Content, port: u16, carriage: Carriage) -> Packet {
+        let protocol = if matches!(content, Content::Tcp { .. }) { Protocol::Tcp } else { Protocol::Udp };
+        let src = SocketAddr::new(family.vip(), port);
+        Packet { src, dst: backend(family, protocol, 0), id: ID, carriage, content }
+    }
+
+    fn frames(packet: &Packet) -> Result<Vec<Vec<u8>>> {
+        packet.frames(Side::Server.balancer_mac(), Host::Server(0).mac())
+    }
+
+    /// An error that a client sends about an answer: it quotes so many bytes of the transport.
+    fn error(family: Family, content: Content, port: u16, quoted: usize) -> Result<Packet> {
+        let request = request(family, content, port, Carriage::default());
+        let reply = Packet { src: request.dst, dst: request.src, ..request };
+        let header = if family == Family::V4 { IPV4 } else { IPV6 };
+        let mut payload = frames(&reply)?.concat().split_off(ETHERNET);
+        payload.truncate(header + quoted);
+        let kind = if family == Family::V4 { 3 } else { 1 };
+        let content = Content::Icmp { kind, code: 4, rest: [0; 4], payload };
+        Ok(Packet {
+            src: SocketAddr::new(family.vip(), 0),
+            dst: SocketAddr::new(reply.src.ip(), 0),
+            carriage: Carriage::default(),
+            id: ID,
+            content,
+        })
+    }
+
+    /// Packets of all kinds at the server, for that source port.
+    fn packets(port: u16) -> Result<Vec<Packet>> {
+        let mut packets = Vec::new();
+        for family in Family::ALL {
+            for content in [tcp(), udp(6)] {
+                packets.push(request(family, content.clone(), port, Carriage::default()));
+                for quoted in [8, 20, 21, 100] {
+                    packets.push(error(family, content.clone(), port, quoted)?);
+                }
+            }
+        }
+        Ok(packets)
+    }
+
+    /// A balancer whose first connections, a TCP and a UDP one of each family, have that source port.
+    fn names(port: u16) -> Result<Names> {
+        let mut names = Names::default();
+        for packet in packets(port)? {
+            names.learn(&frames(&packet)?.concat()[ETHERNET..]);
+        }
+        Ok(names)
+    }
+
+    fn canonical(frame: &[u8], port: u16) -> Result<Canonical> {
+        Ok(Canonical::of(frame, Side::Server, &names(port)?, &[ID]))
+    }
+
+    #[test]
+    fn every_byte_of_a_frame_counts() -> Result<()> {
+        for packet in packets(PORT)? {
+            let frame = frames(&packet)?.concat();
+            let right = canonical(&frame, PORT)?;
+            ensure!(right.wrong.is_empty(), "{:?} in {packet:?}", right.wrong);
+            for at in 0..frame.len() {
+                for bit in 0..8 {
+                    let mut flipped = frame.clone();
+                    flipped[at] ^= 1 << bit;
+                    ensure!(canonical(&flipped, PORT)? != right, "bit {bit} of byte {at} of {packet:?}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_source_port_does_not_count_whatever_is_quoted() -> Result<()> {
+        for (one, other) in packets(PORT)?.iter().zip(packets(PORT + 1)?) {
+            let (frame, otherwise) = (frames(one)?.concat(), frames(&other)?.concat());
+            ensure!(frame != otherwise, "the port is nowhere in {one:?}");
+            let (one, other) = (canonical(&frame, PORT)?, canonical(&otherwise, PORT + 1)?);
+            ensure!(one == other, "{one:02x?} is not {other:02x?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_wrong_for_whatever_is_all_there() -> Result<()> {
+        let spoilt = Carriage { spoilt: true, ..Carriage::default() };
+        for packet in packets(PORT)? {
+            let frame = frames(&Packet { carriage: spoilt.clone(), ..packet.clone() })?.concat();
+            ensure!(canonical(&frame, PORT)?.wrong.len() == 1, "{packet:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fragments_become_the_packet_that_they_were_cut_from() -> Result<()> {
+        for family in Family::ALL {
+            let whole = Carriage { dont_fragment: false, ..Carriage::default() };
+            let uncut = frames(&request(family, udp(500), PORT, whole.clone()))?;
+            for order in [vec![0; 11], vec![10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0], vec![3, 3, 0, 5, 5, 5]] {
+                let cut = Some(Cut { size: 48, order, lost: 0 });
+                let cut = frames(&request(family, udp(500), PORT, Carriage { cut, ..whole.clone() }))?;
+                ensure!(cut.len() == 11, "{} fragments", cut.len());
+                ensure!(reassemble(&cut) == uncut, "{family:?}");
+                ensure!(reassemble(&cut[1..]).len() == 10, "what is not complete is left as it is");
+            }
+        }
+        Ok(())
+    }
 }

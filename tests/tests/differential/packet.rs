@@ -1,6 +1,7 @@
 //! Writes packets, from the frame down to what an ICMP error quotes. etherparse writes the headers, the checksums are
 //! sums from scratch (RFC 1071), and nothing here knows the packet path.
 
+use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -19,6 +20,9 @@ pub(crate) const ETHERNET: usize = 14;
 pub(crate) const TCP: usize = 20;
 pub(crate) const UDP: usize = 8;
 pub(crate) const ICMP: usize = 8;
+
+/// Flow label of every IPv6 packet that goes in.
+pub(crate) const FLOW_LABEL: u32 = 0xa_bcde;
 
 /// Control bits of TCP (RFC 9293 section 3.1).
 pub(crate) const FIN: u8 = 0x01;
@@ -42,6 +46,8 @@ pub(crate) struct Carriage {
     pub(crate) extensions: Vec<(u8, Vec<u8>)>,
     /// Bytes that follow the packet in the frame.
     pub(crate) padding: usize,
+    /// The transport's checksum is wrong.
+    pub(crate) spoilt: bool,
     pub(crate) cut: Option<Cut>,
 }
 
@@ -54,8 +60,34 @@ impl Default for Carriage {
             options: Vec::new(),
             extensions: Vec::new(),
             padding: 0,
+            spoilt: false,
             cut: None,
         }
+    }
+}
+
+impl Display for Carriage {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} hops, class {:#04x}", self.hops, self.traffic_class)?;
+        if self.dont_fragment {
+            write!(f, ", not to be fragmented")?;
+        }
+        if !self.options.is_empty() {
+            write!(f, ", IP options {:02x?}", self.options)?;
+        }
+        for (number, body) in &self.extensions {
+            write!(f, ", extension header {number} {body:02x?}")?;
+        }
+        if self.padding != 0 {
+            write!(f, ", {} bytes of padding", self.padding)?;
+        }
+        if self.spoilt {
+            write!(f, ", its checksum wrong")?;
+        }
+        if let Some(cut) = &self.cut {
+            write!(f, ", {cut:?}")?;
+        }
+        Ok(())
     }
 }
 
@@ -66,6 +98,8 @@ pub(crate) struct Cut {
     pub(crate) size: usize,
     /// In which order they travel, as positions among those that are left.
     pub(crate) order: Vec<usize>,
+    /// How many, at the end, never arrive.
+    pub(crate) lost: usize,
 }
 
 /// A transport's bytes with the checksum still to be written.
@@ -158,6 +192,7 @@ impl Packet {
             };
             let sum = !sum(&[&pseudo_header, &body.bytes]);
             let sum = if sum == 0 { checksum.zero } else { sum };
+            let sum = if self.carriage.spoilt { sum ^ 0x0101 } else { sum };
             body.bytes[checksum.offset..][..2].copy_from_slice(&sum.to_be_bytes());
         }
         Ok((body.protocol, body.bytes))
@@ -181,6 +216,7 @@ impl Packet {
             }
         }
         ordered.extend(fragments);
+        ordered.truncate(ordered.len().saturating_sub(cut.lost));
         Ok(ordered)
     }
 
@@ -221,7 +257,7 @@ impl Packet {
                 }
                 let header = Ipv6Header {
                     traffic_class: self.carriage.traffic_class,
-                    flow_label: Ipv6FlowLabel::try_new(0xa_bcde)?,
+                    flow_label: Ipv6FlowLabel::try_new(FLOW_LABEL)?,
                     payload_length: u16::try_from(rest.len())?,
                     next_header: next,
                     hop_limit: self.carriage.hops,

@@ -127,6 +127,12 @@ impl Difference {
     }
 }
 
+/// An event that was played, and where and in what the balancers differ.
+struct Step {
+    played: Played,
+    difference: Option<(Side, What)>,
+}
+
 pub(crate) struct Pair {
     kernel: Party,
     other: Party,
@@ -142,37 +148,53 @@ impl Pair {
 
     /// Plays a script up to its end or the first difference.
     pub(crate) fn play(&mut self, script: &Script) -> Result<Result<Vec<Played>, Difference>> {
-        let mut talks = Talks::of(script);
-        self.kernel.sessions.clear();
-        self.other.sessions.clear();
+        let mut talks = self.begin(script);
         let mut played = Vec::new();
         for event in &script.events {
-            let session = &script.sessions[event.session];
-            // Whether there is something to answer, or to complain about, the kernel says.
-            if !self.kernel.may(event) {
-                continue;
-            }
-            let contents = talks.contents(event);
-            // One for each packet, and one for an error.
-            let ids: Vec<_> = (0..=contents.len()).map(|_| talks.next_id()).collect();
-            let kernel = self.kernel.play(event, session, &contents, &ids)?;
-            let other = self.other.play(event, session, &contents, &ids)?;
-            let mut now = Played { event: event.clone(), kernel, other };
-            let mut found = self.compare(&now, &ids);
-            if found.is_some() {
-                thread::sleep(GRACE);
-                now.kernel.emitted.append(self.kernel.dut.settle(event.from)?);
-                now.other.emitted.append(self.other.dut.settle(event.from)?);
-                found = self.compare(&now, &ids);
-            }
-            self.kernel.learn(&now.event, &now.kernel.emitted);
-            self.other.learn(&now.event, &now.other.emitted);
-            played.push(now);
-            if let Some((side, what)) = found {
+            let Some(step) = self.step(&mut talks, script, event)? else { continue };
+            played.push(step.played);
+            if let Some((side, what)) = step.difference {
                 return Ok(Err(Difference { played, side, what }));
             }
         }
         Ok(Ok(played))
+    }
+
+    /// Plays a script up to its end, whatever comes out.
+    pub(crate) fn play_through(&mut self, script: &Script) -> Result<Vec<Played>> {
+        let mut talks = self.begin(script);
+        let steps = script.events.iter().map(|event| self.step(&mut talks, script, event));
+        steps.filter_map(|step| Some(step.transpose()?.map(|step| step.played))).collect()
+    }
+
+    fn begin(&mut self, script: &Script) -> Talks {
+        self.kernel.sessions.clear();
+        self.other.sessions.clear();
+        Talks::of(script)
+    }
+
+    /// Plays an event, unless there is nothing to answer, or to complain about: that says the kernel.
+    fn step(&mut self, talks: &mut Talks, script: &Script, event: &Event) -> Result<Option<Step>> {
+        if !self.kernel.may(event) {
+            return Ok(None);
+        }
+        let session = &script.sessions[event.session];
+        let contents = talks.contents(event);
+        // One for each packet, and one for an error.
+        let ids: Vec<_> = (0..=contents.len()).map(|_| talks.next_id()).collect();
+        let kernel = self.kernel.play(event, session, &contents, &ids)?;
+        let other = self.other.play(event, session, &contents, &ids)?;
+        let mut played = Played { event: event.clone(), kernel, other };
+        let mut difference = self.compare(&played, &ids);
+        if difference.is_some() {
+            thread::sleep(GRACE);
+            played.kernel.emitted.append(self.kernel.dut.settle(event.from)?);
+            played.other.emitted.append(self.other.dut.settle(event.from)?);
+            difference = self.compare(&played, &ids);
+        }
+        self.kernel.learn(&played.event, &played.kernel.emitted);
+        self.other.learn(&played.event, &played.other.emitted);
+        Ok(Some(Step { played, difference }))
     }
 
     /// What is different, if anything is, and where.

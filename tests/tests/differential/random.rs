@@ -68,7 +68,7 @@ impl Mixture {
     pub(crate) const PLAIN: Self = Self {
         families: &Family::ALL,
         protocols: &[Protocol::Tcp, Protocol::Udp],
-        events: 1_000,
+        events: 700,
         sessions: 6,
         options: 0,
         errors: 0,
@@ -151,7 +151,10 @@ fn begin(random: &mut Random, script: &mut Script, first_port: u16, mixture: &Mi
 
 fn next(random: &mut Random, course: &mut Course, mixture: &Mixture) -> Event {
     if course.phase != Phase::New && random.percent(mixture.errors) {
-        return icmp::any_error(random, course.session, course.family);
+        let error = icmp::any_error(random, course.session, course.family);
+        let mut carriage = carriage(random, course.family, mixture);
+        expire(random, &mut carriage, mixture);
+        return error.carried(carriage);
     }
     let first = course.phase == Phase::New;
     let (from, sends) = match course.protocol {
@@ -174,11 +177,17 @@ fn next(random: &mut Random, course: &mut Course, mixture: &Mixture) -> Event {
             carriage.extensions.clear();
         }
     }
-    // Who is refused the first packet's journey has no connection.
-    if !first && random.percent(mixture.expiring) {
-        carriage.hops = u8::try_from(random.below(2)).unwrap_or_default();
+    // A first packet that goes no further takes a turn in the kernel, and none in lb.
+    if !first {
+        expire(random, &mut carriage, mixture);
     }
     Event { session: course.session, from, sends, carriage }
+}
+
+fn expire(random: &mut Random, carriage: &mut Carriage, mixture: &Mixture) {
+    if random.percent(mixture.expiring) {
+        carriage.hops = u8::try_from(random.below(2)).unwrap_or_default();
+    }
 }
 
 /// A payload that fits a frame under headers with all their options.
@@ -322,20 +331,30 @@ const OPTIONS: &[&[u8]] = &[
     ],
 ];
 
-/// IPv6 extension headers (RFC 8200 section 4) in the order that it recommends: hop-by-hop and destination options of
-/// padding only, and a segment routing header at its end (RFC 8754).
+/// IPv6 extension headers (RFC 8200 section 4), with options that whoever does not know them skips: padding, router alert
+/// (RFC 2711), an unknown one, and one that only the destination may complain of. A router has nothing to do with
+/// routing headers that are not for it, at their end (RFC 8754) or not (RFC 5095).
 const EXTENSIONS: &[&[(u8, &[u8])]] = &[
-    &[(0, &[1, 4, 0, 0, 0, 0])],
-    &[(60, &[1, 4, 0, 0, 0, 0])],
-    &[(60, &[1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])],
-    &[(0, &[1, 4, 0, 0, 0, 0]), (60, &[1, 4, 0, 0, 0, 0])],
-    &[(43, &[4, 0, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])],
+    &[(HOP_BY_HOP, &[1, 4, 0, 0, 0, 0])],
+    &[(HOP_BY_HOP, &[5, 2, 0, 0, 1, 0])],
+    &[(HOP_BY_HOP, &[0x1e, 4, 0, 0, 0, 0])],
+    &[(DESTINATION, &[1, 4, 0, 0, 0, 0])],
+    &[(DESTINATION, &[0x9e, 4, 0, 0, 0, 0])],
+    &[(DESTINATION, &[1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])],
+    &[(ROUTING, &[4, 0, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])],
+    &[(ROUTING, &[0, 1, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1])],
+    &[(HOP_BY_HOP, &[1, 4, 0, 0, 0, 0]), (DESTINATION, &[1, 4, 0, 0, 0, 0])],
     &[
-        (0, &[1, 4, 0, 0, 0, 0]),
-        (43, &[4, 0, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
-        (60, &[1, 4, 0, 0, 0, 0]),
+        (HOP_BY_HOP, &[1, 4, 0, 0, 0, 0]),
+        (DESTINATION, &[1, 4, 0, 0, 0, 0]),
+        (ROUTING, &[4, 0, 0, 0, 0, 0, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+        (DESTINATION, &[1, 4, 0, 0, 0, 0]),
     ],
 ];
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION: u8 = 60;
 
 /// Fragments of a datagram with so many bytes of payload, in order or not.
 fn cut(random: &mut Random, length: usize, most: usize) -> Cut {
@@ -346,5 +365,5 @@ fn cut(random: &mut Random, length: usize, most: usize) -> Cut {
     let pieces = (length + 8).div_ceil(size);
     let in_order = random.percent(40);
     let order = (0..pieces).map(|_| if in_order { 0 } else { random.below(pieces) }).collect();
-    Cut { size, order }
+    Cut { size, order, lost: 0 }
 }

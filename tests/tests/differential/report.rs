@@ -39,16 +39,16 @@ pub(crate) fn check_mixture(mixture: &Mixture, setting: Setting) -> Result<()> {
         match pair.play(&script)? {
             Ok(played) => println!("seed {seed}: {} events, the same from both", played.len()),
             Err(difference) => {
-                bail!("{SEED_VARIABLE}={seed}: {}", explain(&script, difference, setting)?);
+                let (script, difference) = shorten(&script, difference, setting)?;
+                bail!("{SEED_VARIABLE}={seed}: {}", explain(&script, &difference, setting)?);
             }
         }
     }
     Ok(())
 }
 
-/// What is different, after how little.
-fn explain(script: &Script, difference: Difference, setting: Setting) -> Result<String> {
-    let (script, difference) = shorten(script, difference, setting)?;
+/// What was played, in the words of tcpdump, and what is different.
+pub(crate) fn explain(script: &Script, difference: &Difference, setting: Setting) -> Result<String> {
     let other = setting.other.name();
     let mut text =
         format!("the kernel and {other}, at the {}: {}\n", difference.side.name(), difference.what);
@@ -154,7 +154,9 @@ impl Frames {
         let mut tcpdump = Command::new("tcpdump");
         tcpdump.args(["-t", "-nn", "-e", if bytes { "-vvx" } else { "-v" }, "-r"]).arg(&path);
         writeln!(text, "   {title}:")?;
-        for line in process::output(&mut tcpdump)?.lines() {
+        // Bytes after the headers, and after those that an ICMP error quotes, are the test's own.
+        let later = |line: &str| line.trim_start().strip_prefix("0x").is_some_and(|line| line >= "0090");
+        for line in process::output(&mut tcpdump)?.lines().filter(|line| !later(line)) {
             writeln!(text, "      {line}")?;
         }
         Ok(())

@@ -92,6 +92,11 @@ impl Event {
         Self { session, from, sends, carriage: Carriage::default() }
     }
 
+    #[must_use]
+    pub(crate) fn carried(self, carriage: Carriage) -> Self {
+        Self { carriage, ..self }
+    }
+
     /// Whether a TCP connection begins with it.
     pub(crate) const fn opens(&self) -> bool {
         matches!(self.sends, Sends::Segment { control, .. } if control & (SYN | ACK) == SYN)
@@ -127,10 +132,7 @@ impl Display for Event {
                 write!(f, "{by:?} reports ICMP type {kind} code {code}, {rest:02x?}, quoting {quote:?}")?;
             }
         }
-        let (carriage, usual) = (&self.carriage, Carriage::default());
-        if *carriage != usual {
-            write!(f, "; {carriage:?}")?;
-        }
+        write!(f, "; {}", self.carriage)?;
         Ok(())
     }
 }
