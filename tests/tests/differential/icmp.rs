@@ -43,7 +43,8 @@ pub(crate) const V6: &[Error] = &[
     (4, 1, [0, 0, 0, 6]),
 ];
 
-/// From the least that RFC 792 asks for, over where a checksum or a TCP header is cut, to as much as fits.
+/// From the least that RFC 792 asks for, over where a TCP header is cut, to as much as fits. Not 17 to 19 bytes: there a
+/// TCP checksum is quoted, or half of it, and the kernel translates one only with all of its header.
 const QUOTES: &[Quote] = &[
     Quote::Bytes(8),
     Quote::Bytes(8),
