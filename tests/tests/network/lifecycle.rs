@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 /// That no program, pin or process is left.
-fn assert_no_trace(topology: &Topology, pid: u32, programs: &[u32]) -> Result<()> {
+pub(crate) fn assert_no_trace(topology: &Topology, pid: u32, programs: &[u32]) -> Result<()> {
     for device in topology.interfaces() {
         assert_eq!(xdp_program(&topology.balancer, device)?, None, "a program is left on {device}");
     }
@@ -31,7 +31,8 @@ fn is_loaded(id: u32) -> bool {
     loaded_programs().filter_map(Result::ok).any(|program| program.id() == id)
 }
 
-fn programs(topology: &Topology) -> Result<Vec<u32>> {
+/// The ids of the programs on the balancer's interfaces.
+pub(crate) fn programs(topology: &Topology) -> Result<Vec<u32>> {
     let ids = topology.interfaces().iter().map(|device| {
         xdp_program(&topology.balancer, device)?.with_context(|| format!("no program on {device}"))
     });

@@ -11,4 +11,5 @@ mod next_hops;
 mod recipe;
 mod refusals;
 mod scale;
+mod session;
 mod support;

@@ -1,0 +1,81 @@
+//! Short sessions, from loading to detaching. `cargo xtask vm-test` runs this module on other kernels, in emulated
+//! machines that have `ip`, `ethtool` and `nsenter` but neither nginx nor curl: keep to what [`crate::support`] has.
+
+use anyhow::Result;
+use lb_tests::topology::Topology;
+
+use crate::lifecycle::{assert_no_trace, programs};
+use crate::support::{
+    Family, Greeter, Manners, Sockets as _, UdpEcho, Visit, ask, both_families, json, pass_object, start,
+    unspecified,
+};
+
+const PORT: u16 = 7;
+const SERVERS: u8 = 2;
+
+/// Enough for a session: the machines have little memory, and the tables take theirs at once.
+const MAX_FLOWS: &str = "1000";
+
+#[test]
+fn sessions_with_two_arms_go_round_in_either_mode_and_leave_no_trace() -> Result<()> {
+    sessions(&Topology::two_arm(SERVERS)?)
+}
+
+#[test]
+fn sessions_with_one_arm_go_round_in_either_mode_and_leave_no_trace() -> Result<()> {
+    sessions(&Topology::one_arm(SERVERS)?)
+}
+
+fn sessions(topology: &Topology) -> Result<()> {
+    topology.attach_to_peers(&pass_object(topology)?)?;
+    ["native", "generic"].into_iter().try_for_each(|mode| session(topology, mode))
+}
+
+fn session(topology: &Topology, mode: &str) -> Result<()> {
+    let _servers = (Greeter::on_all(topology, PORT, Manners::Echo)?, UdpEcho::on_all(topology, PORT)?);
+    let mut args = [both_families(topology, PORT, "tcp"), both_families(topology, PORT, "udp")].concat();
+    args.extend(["--mode", mode, "--max-flows", MAX_FLOWS].map(str::to_owned));
+    let mut balancer = start(topology, &args)?;
+    let (pid, programs) = (balancer.process().id(), programs(topology)?);
+    for interface in json(topology, &["status"])?["interfaces"].as_array().into_iter().flatten() {
+        assert_eq!(interface["mode"], mode);
+    }
+    for family in Family::ALL {
+        goes_round_over_tcp(topology, family)?;
+        goes_round_over_udp(topology, family)?;
+    }
+    topology.lb(&["detach"])?;
+    balancer.stop()?;
+    assert_no_trace(topology, pid, &programs)
+}
+
+/// The servers in the order in which two rounds visit them.
+fn two_rounds() -> impl Iterator<Item = usize> {
+    [1, 2].into_iter().cycle().take(2 * usize::from(SERVERS))
+}
+
+fn goes_round_over_tcp(topology: &Topology, family: Family) -> Result<()> {
+    for server in two_rounds() {
+        let mut visit = Visit::begin(&topology.client, family.service(PORT))?;
+        assert_eq!(visit.greeting.server, server, "{family:?}");
+        assert_eq!(visit.greeting.client.ip(), family.vip(), "{family:?}");
+        visit.say("hello")?;
+        visit.end(Manners::Echo)?;
+    }
+    Ok(())
+}
+
+fn goes_round_over_udp(topology: &Topology, family: Family) -> Result<()> {
+    let to = family.service(PORT);
+    // All at the same time: otherwise two might have the same port, and be one client.
+    let sockets = two_rounds().map(|_| topology.client.udp(unspecified(to))).collect::<Result<Vec<_>>>()?;
+    for (socket, server) in sockets.iter().zip(two_rounds()) {
+        // Of one socket, all datagrams go to one server.
+        for text in [&b"hello"[..], b""] {
+            let greeting = ask(socket, to, text)?;
+            assert_eq!(greeting.server, server, "{family:?}");
+            assert_eq!(greeting.client.ip(), family.vip(), "{family:?}");
+        }
+    }
+    Ok(())
+}
