@@ -1,6 +1,7 @@
 //! The XDP program, run by the kernel on single packets: the loaded program does what the library does on the host, which
 //! does what the cases of [`lb_ebpf::host::cases`] expect.
 
+mod budget;
 mod kernel;
 mod stack;
 
@@ -10,6 +11,7 @@ use anyhow::Result;
 use lb_ebpf::host::cases::{self, Case};
 use lb_tests::leftovers::Tag;
 
+use crate::budget::Budget;
 use crate::kernel::{Constants, Kernel, Network};
 
 /// Values of aya-log's level: off, error, warn, info, debug, trace.
@@ -80,18 +82,38 @@ fn where_what_is_sent_back_would_not_arrive_it_is_redirected() {
     check(&cases::backends_of_one_service_may_be_behind_several_interfaces(), constants);
 }
 
-/// Not compared with a budget yet: `cargo xtask test --ring program -- --nocapture the_size` shows it.
+/// `cargo xtask test --ring program -- --nocapture the_size` shows how much of it is taken.
 #[test]
-fn the_size_of_the_program_can_be_told() {
+fn the_size_of_the_program_is_within_its_budget() -> Result<()> {
     check_root();
-    for (log_level, name) in (0..).zip(LOG_LEVELS) {
-        let constants = Constants { log_level, ..Constants::default() };
-        let kernel = Kernel::load(2, constants).unwrap_or_else(|error| panic!("{error:#}"));
-        let instructions = kernel.verified_instructions().expect("the kernel tells");
-        println!("--log-level {name}: {instructions} instructions verified");
-        assert_ne!(instructions, 0);
-    }
-    let stack = stack::deepest(lb_user::program::LB, kernel::PROGRAM).expect("the object can be read");
-    println!("stack: {} bytes in {} frames: {:?}", stack.iter().sum::<u32>(), stack.len(), stack);
-    assert!(stack.iter().sum::<u32>() <= stack::LIMIT, "the kernel has just loaded it");
+    let budget = Budget::read()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let instructions = LOG_LEVELS
+        .iter()
+        .zip(0..)
+        .map(|(name, log_level)| {
+            let constants = Constants { log_level, ..Constants::default() };
+            let instructions = Kernel::load(2, constants)?.verified_instructions()?;
+            println!("--log-level {name}: {instructions} instructions verified");
+            Ok(instructions)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let frames = stack::deepest(lb_user::program::LB, kernel::PROGRAM)?;
+    println!("stack: {} bytes in {} frames: {frames:?}", frames.iter().sum::<u32>(), frames.len());
+
+    let (off, most) = (instructions[0], instructions.iter().copied().max().unwrap_or_default());
+    assert_ne!(off, 0, "the kernel verifies without counting");
+    let exceeded: Vec<_> = [
+        ("verified instructions with logging off", off, budget.instructions),
+        ("verified instructions at the log level that takes most", most, budget.instructions_when_logging),
+        ("bytes of stack", frames.iter().sum(), budget.stack),
+    ]
+    .into_iter()
+    .filter_map(|(what, is, allowed)| {
+        println!("{what}: {is} of {allowed}");
+        budget::excess(what, is, allowed, kernel.trim())
+    })
+    .collect();
+    assert!(exceeded.is_empty(), "{}", exceeded.join("\n"));
+    Ok(())
 }
