@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
@@ -15,33 +17,26 @@ use lb_common::{
 use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
 use lb_ebpf::host::{HostFamily, HostTables};
 use lb_tests::leftovers::Tag;
-use lb_tests::namespace::{Entered, Namespace};
+use lb_tests::namespace::{Entered, enter_nameless};
+use lb_tests::process::output;
 
 /// The program's name in the object.
 pub(crate) const PROGRAM: &str = "lb";
 
-/// A namespace with the interfaces that the cases speak of: the kernel wants to know where a frame came in.
-pub(crate) struct Network(Namespace);
-
-impl Network {
-    pub(crate) fn new(tag: &Tag) -> Result<Self> {
-        let namespace = Namespace::new(tag, "program")?;
-        for index in [CLIENTS, SERVERS, ELSEWHERE] {
-            let peer = index + 100;
-            namespace.ip(&format!(
-                "link add port{index} index {index} type veth peer name port{peer} index {peer}"
-            ))?;
-        }
-        Ok(Self(namespace))
+/// Moves the thread to where there are the interfaces that the cases speak of: the kernel wants to know where a frame
+/// came in.
+pub(crate) fn enter_network() -> Result<Entered> {
+    let inside = enter_nameless()?;
+    for index in [CLIENTS, SERVERS, ELSEWHERE] {
+        let peer = index + 100;
+        let link = format!("link add port{index} index {index} type veth peer name port{peer} index {peer}");
+        output(Command::new("ip").args(link.split(' ')))?;
     }
-
-    pub(crate) fn enter(&self) -> Result<Entered> {
-        self.0.enter()
-    }
+    Ok(inside)
 }
 
 /// What is constant to the program once it is loaded.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Constants {
     /// aya-log's level: 0 is off, 5 trace.
     pub(crate) log_level: u8,
@@ -54,12 +49,32 @@ pub(crate) struct Kernel {
     ebpf: Ebpf,
     flow_entries: usize,
     constants: Constants,
-    // Last, because it is dropped last: it removes the pins.
-    _tag: Tag,
 }
 
+/// Programs that no test uses at present. Verifying one takes most of a test's time, on an emulated machine a second.
+static IDLE: Mutex<Vec<Kernel>> = Mutex::new(Vec::new());
+
 impl Kernel {
-    pub(crate) fn load(flow_entries: usize, constants: Constants) -> Result<Self> {
+    /// A program with empty tables of that size: one that another test is done with, or a new one.
+    pub(crate) fn borrow(flow_entries: usize, constants: Constants) -> Result<Self> {
+        let fits = |kernel: &Self| kernel.flow_entries == flow_entries && kernel.constants == constants;
+        let idle = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().position(fits).map(|index| idle.swap_remove(index))
+        };
+        match idle {
+            Some(mut kernel) => kernel.reset().map(|()| kernel),
+            None => Self::load(flow_entries, constants),
+        }
+    }
+
+    /// Leaves the program to other tests. After a failure it is better dropped.
+    pub(crate) fn give_back(self) {
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    fn load(flow_entries: usize, constants: Constants) -> Result<Self> {
+        // The maps want to be pinned, but only these tests use them: the pins go with the tag, now.
         let tag = Tag::new()?;
         let pins = tag.pin_dir();
         fs::create_dir(&pins)
@@ -75,16 +90,11 @@ impl Kernel {
             .context("cannot load the maps")?;
         lb_user::program::load_undisturbed(xdp(&mut ebpf)?)
             .context("the kernel does not take the program")?;
-        Ok(Self { ebpf, flow_entries, constants, _tag: tag })
+        Ok(Self { ebpf, flow_entries, constants })
     }
 
-    /// How many flow entries its tables have room for.
-    pub(crate) const fn flow_entries(&self) -> usize {
-        self.flow_entries
-    }
-
-    /// Empties what a case has left behind: cheaper than loading the program again.
-    pub(crate) fn reset(&mut self) -> Result<()> {
+    /// Empties what a case has left behind.
+    fn reset(&mut self) -> Result<()> {
         /// More than any case has of services or backends.
         const INDICES: u32 = 16;
         self.clear::<FlowKey<V4>, FlowEntry<V4>>("FLOWS_V4")?;
@@ -108,7 +118,7 @@ impl Kernel {
     }
 
     /// How many instructions the verifier followed.
-    pub(crate) fn verified_instructions(mut self) -> Result<u32> {
+    pub(crate) fn verified_instructions(&mut self) -> Result<u32> {
         let info = xdp(&mut self.ebpf)?.info()?;
         info.verified_instruction_count().context("the kernel does not count them")
     }

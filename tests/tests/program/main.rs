@@ -9,10 +9,9 @@ use std::fs;
 
 use anyhow::Result;
 use lb_ebpf::host::cases::{self, Case};
-use lb_tests::leftovers::Tag;
 
 use crate::budget::Budget;
-use crate::kernel::{Constants, Kernel, Network};
+use crate::kernel::{Constants, Kernel};
 
 /// Values of aya-log's level: off, error, warn, info, debug, trace.
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -25,29 +24,19 @@ fn check_root() {
 /// Runs the cases, each with empty tables.
 fn check(cases: &[Case], constants: Constants) {
     check_root();
-    let tag = Tag::new().expect("a directory can be made");
-    let network = Network::new(&tag).expect("interfaces can be made");
-    let _inside = network.enter().expect("root can enter namespaces");
-    let mut loaded: Option<Kernel> = None;
+    let _inside = kernel::enter_network().expect("interfaces can be made");
     for case in cases {
-        if let Err(error) = run(case, &mut loaded, constants) {
+        if let Err(error) = run(case, constants) {
             panic!("{}: {error:#}", case.name());
         }
     }
 }
 
-/// Runs a case with the program that is loaded, or a new one where that has tables of another size.
-fn run(case: &Case, loaded: &mut Option<Kernel>, constants: Constants) -> Result<()> {
-    let flow_entries = case.flow_entries();
-    let kernel = match loaded.take() {
-        Some(mut kernel) if kernel.flow_entries() == flow_entries => {
-            kernel.reset()?;
-            kernel
-        }
-        _ => Kernel::load(flow_entries, constants)?,
-    };
-    let kernel = loaded.insert(kernel);
-    case.run(|tables, event| kernel.follow(tables, &event))
+fn run(case: &Case, constants: Constants) -> Result<()> {
+    let mut kernel = Kernel::borrow(case.flow_entries(), constants)?;
+    case.run(|tables, event| kernel.follow(tables, &event))?;
+    kernel.give_back();
+    Ok(())
 }
 
 macro_rules! test_every_case {
@@ -68,10 +57,13 @@ fn the_program_does_the_same_at_every_log_level() {
     for (log_level, name) in (0..).zip(LOG_LEVELS) {
         println!("--log-level {name}");
         let constants = Constants { log_level, ..Constants::default() };
-        check(&cases::a_connection_is_translated_in_both_directions(), constants);
-        // These are what it logs.
-        check(&cases::without_a_backend_new_connections_are_refused(), constants);
-        check(&cases::a_full_table_refuses_new_connections_only(), constants);
+        let cases = [
+            cases::a_connection_is_translated_in_both_directions(),
+            // These are what it logs.
+            cases::without_a_backend_new_connections_are_refused(),
+            cases::a_full_table_refuses_new_connections_only(),
+        ];
+        check(&cases.into_iter().flatten().collect::<Vec<_>>(), constants);
     }
 }
 
@@ -81,6 +73,9 @@ fn where_what_is_sent_back_would_not_arrive_it_is_redirected() {
     check(&cases::with_one_arm_packets_leave_where_they_came_in(), constants);
     check(&cases::backends_of_one_service_may_be_behind_several_interfaces(), constants);
 }
+
+/// The verifier does not care for how large the tables are. Most cases have them of this size.
+const ANY_SIZE: usize = 64;
 
 /// `cargo xtask test --ring program -- --nocapture the_size` shows how much of it is taken.
 #[test]
@@ -93,7 +88,9 @@ fn the_size_of_the_program_is_within_its_budget() -> Result<()> {
         .zip(0..)
         .map(|(name, log_level)| {
             let constants = Constants { log_level, ..Constants::default() };
-            let instructions = Kernel::load(2, constants)?.verified_instructions()?;
+            let mut kernel = Kernel::borrow(ANY_SIZE, constants)?;
+            let instructions = kernel.verified_instructions()?;
+            kernel.give_back();
             println!("--log-level {name}: {instructions} instructions verified");
             Ok(instructions)
         })
