@@ -18,6 +18,7 @@
 //! ```
 
 pub mod balancer;
+pub mod guest;
 pub mod leftovers;
 pub mod link;
 pub mod namespace;

@@ -9,6 +9,7 @@ use std::fs;
 
 use anyhow::Result;
 use lb_ebpf::host::cases::{self, Case};
+use lb_tests::guest::NOTE;
 
 use crate::budget::Budget;
 use crate::kernel::{Constants, Kernel};
@@ -107,7 +108,7 @@ fn the_size_of_the_program_is_within_its_budget() -> Result<()> {
     ]
     .into_iter()
     .filter_map(|(what, is, allowed)| {
-        println!("{what}: {is} of {allowed}");
+        println!("{NOTE}{what}: {is} of {allowed}");
         budget::excess(what, is, allowed, kernel.trim())
     })
     .collect();
