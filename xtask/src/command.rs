@@ -1,5 +1,6 @@
 //! Programs that do a part of the work, with errors that name them.
 
+use std::env;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
@@ -22,6 +23,13 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{shown}` failed ({status})");
     }
     Ok(())
+}
+
+/// The target that rustc builds for if nobody says which.
+pub(crate) fn host_triple() -> String {
+    query("rustc", &["-vV"])
+        .and_then(|versions| versions.lines().find_map(|line| line.strip_prefix("host: ").map(str::to_owned)))
+        .unwrap_or_else(|| format!("{}-unknown-linux-gnu", env::consts::ARCH))
 }
 
 /// What a program prints, or `None` if it is not there or fails.

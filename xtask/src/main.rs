@@ -19,6 +19,7 @@ mod run;
 mod setup;
 mod signals;
 mod test;
+mod vm_test;
 mod workspace;
 
 /// Builds, runs, demonstrates and tests lb. Every verb first installs what it needs and the machine lacks.
@@ -62,6 +63,8 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Run the program's tests and short sessions on other kernels, in emulated machines
+    VmTest,
     /// Remove the namespaces that killed demos and tests left behind (both also do it themselves)
     Clean,
     /// Check the formatting, clippy's findings and the house rules
@@ -70,12 +73,13 @@ enum Verb {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
-        Verb::Setup => setup::setup(setup::Purpose::ALL),
+        Verb::Setup => setup::setup(setup::Purpose::USUAL),
         Verb::Build => build::build().map(drop),
         Verb::Run { args } => run::run(&args),
         Verb::Demo { lb } => demo::demo(lb),
         Verb::Test { ring, args } => test::test(ring, &args),
         Verb::Bench { args } => bench::bench(&args),
+        Verb::VmTest => vm_test::vm_test(),
         Verb::Clean => clean::clean(),
         Verb::Lint => lint::lint(),
     };

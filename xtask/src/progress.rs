@@ -3,24 +3,62 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _, PipeReader};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::command;
 
 /// How many lines of a failed program's output are shown.
 const SHOWN_LINES: usize = 25;
 
+/// All spinners, of which each gets a line of its own.
+static SPINNERS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
 /// Without a terminal, how often a step says that it is still at work.
 const REMINDER: Duration = Duration::from_secs(20);
 
 /// Runs a program to its end while showing that it is at work.
 pub(crate) fn step(what: &str, command: &mut Command) -> Result<()> {
+    let started = Instant::now();
+    let mut last_lines = VecDeque::new();
+    let status = run(what, command, |progress, line| {
+        progress.show(line);
+        if last_lines.len() == SHOWN_LINES {
+            last_lines.pop_front();
+        }
+        last_lines.push_back(line.to_owned());
+    })?;
+    if !status.success() {
+        for line in last_lines {
+            eprintln!("    {line}");
+        }
+        bail!("`{}` failed ({status}), its last words are above", command::show(command));
+    }
+    eprintln!("  done: {what} ({} s)", started.elapsed().as_secs());
+    Ok(())
+}
+
+/// Runs a program whose output is more than progress: `news` gets every line, and returns what of it is to stay on the
+/// user's screen.
+pub(crate) fn follow(
+    what: &str,
+    command: &mut Command,
+    mut news: impl FnMut(&str) -> Option<String>,
+) -> Result<ExitStatus> {
+    run(what, command, |progress, line| match news(line) {
+        Some(news) => progress.keep(&format!("{what}: {news}")),
+        None => progress.show(line),
+    })
+}
+
+/// Runs a program to its end; `each` gets every line that it prints.
+fn run(what: &str, command: &mut Command, each: impl FnMut(&Progress, &str)) -> Result<ExitStatus> {
     let shown = command::show(command);
     let (reader, writer) = io::pipe().context("cannot make a pipe")?;
     command.stdin(std::process::Stdio::null());
@@ -30,53 +68,52 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Result<()> {
     // The command holds the pipe's writing end too; the reader sees the end only when that is closed.
     command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
 
-    let last_lines = watch(what, started, &lines(reader));
-    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
-    if !status.success() {
-        for line in last_lines {
-            eprintln!("    {line}");
-        }
-        bail!("`{shown}` failed ({status}), its last words are above");
-    }
-    eprintln!("  done: {what} ({} s)", started.elapsed().as_secs());
-    Ok(())
+    watch(what, started, &lines(reader), each);
+    child.wait().with_context(|| format!("cannot wait for `{shown}`"))
 }
 
-/// Shows the progress until the output ends, and returns its last lines.
-fn watch(what: &str, started: Instant, lines: &Receiver<String>) -> VecDeque<String> {
-    let spinner = io::stderr().is_terminal().then(|| spinner(what));
-    if spinner.is_none() {
+/// Where the user sees that something is at work: a spinner, or nothing where stderr is no terminal.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    /// Shows a line until the next one.
+    fn show(&self, line: &str) {
+        if let Some(spinner) = &self.0 {
+            spinner.set_message(line.to_owned());
+        }
+    }
+
+    /// Shows a line that stays.
+    fn keep(&self, line: &str) {
+        SPINNERS.suspend(|| eprintln!("  {line}"));
+    }
+}
+
+/// Hands on every line, and shows that somebody is at work, until the output ends.
+fn watch(what: &str, started: Instant, lines: &Receiver<String>, mut each: impl FnMut(&Progress, &str)) {
+    let progress = Progress(io::stderr().is_terminal().then(|| spinner(what)));
+    if progress.0.is_none() {
         eprintln!("  {what} ...");
     }
     let mut reminded = Instant::now();
-    let mut last_lines = VecDeque::new();
     loop {
         match lines.recv_timeout(REMINDER) {
-            Ok(line) => {
-                if let Some(spinner) = &spinner {
-                    spinner.set_message(line.clone());
-                }
-                if last_lines.len() == SHOWN_LINES {
-                    last_lines.pop_front();
-                }
-                last_lines.push_back(line);
-            }
+            Ok(line) => each(&progress, &line),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => break,
         }
-        if spinner.is_none() && reminded.elapsed() >= REMINDER {
+        if progress.0.is_none() && reminded.elapsed() >= REMINDER {
             reminded = Instant::now();
             eprintln!("  {what} ... {} s", started.elapsed().as_secs());
         }
     }
-    if let Some(spinner) = spinner {
+    if let Some(spinner) = progress.0 {
         spinner.finish_and_clear();
     }
-    last_lines
 }
 
 fn spinner(what: &str) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_prefix(what.to_owned());
+    let spinner = SPINNERS.add(ProgressBar::new_spinner()).with_prefix(what.to_owned());
     if let Ok(style) = ProgressStyle::with_template("  {spinner} {prefix} [{elapsed}] {wide_msg}") {
         spinner.set_style(style);
     }

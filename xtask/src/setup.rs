@@ -23,10 +23,13 @@ pub(crate) enum Purpose {
     Test,
     /// Checking the sources.
     Lint,
+    /// Testing on other kernels: an emulator and the kernels, unpacked below `target/`.
+    Vm,
 }
 
 impl Purpose {
-    pub(crate) const ALL: &[Self] = &[Self::Build, Self::Demo, Self::Test, Self::Lint];
+    /// All but what only testing on other kernels needs, which is large.
+    pub(crate) const USUAL: &[Self] = &[Self::Build, Self::Demo, Self::Test, Self::Lint];
 }
 
 /// A program that the machine may lack.
@@ -44,16 +47,17 @@ const fn tool(program: &'static str, package: &'static str, needed_for: &'static
 
 const TOOLS: &[Tool] = &[
     tool("cc", "gcc", &[Purpose::Build]),
-    tool("ip", "iproute2", &[Purpose::Demo, Purpose::Test]),
-    tool("nsenter", "util-linux", &[Purpose::Demo, Purpose::Test]),
-    tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test]),
+    tool("ip", "iproute2", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
+    tool("nsenter", "util-linux", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
+    tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
     tool("curl", "curl", &[Purpose::Demo, Purpose::Test]),
     tool("tcpdump", "tcpdump", &[Purpose::Test]),
     tool("iptables", "iptables", &[Purpose::Test]),
     tool("ip6tables", "iptables", &[Purpose::Test]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
     tool("wrk", "wrk", &[Purpose::Test]),
-    tool("setpriv", "util-linux", &[Purpose::Test]),
+    tool("setpriv", "util-linux", &[Purpose::Test, Purpose::Vm]),
+    tool("xz", "xz-utils", &[Purpose::Vm]),
 ];
 
 /// nginx is not in the table: its package is unpacked, see `apply::unpack_nginx`.

@@ -1,6 +1,5 @@
 //! `cargo xtask test`: three rings, from no kernel to real servers.
 
-use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -82,10 +81,7 @@ pub(crate) fn as_root_between_cleanings(cargo: &mut Command) -> Result<()> {
 
 /// Where cargo looks for a program to start test binaries with.
 fn runner_variable() -> String {
-    let triple = command::query("rustc", &["-vV"])
-        .and_then(|versions| versions.lines().find_map(|line| line.strip_prefix("host: ").map(str::to_owned)))
-        .unwrap_or_else(|| format!("{}-unknown-linux-gnu", env::consts::ARCH));
-    format!("CARGO_TARGET_{}_RUNNER", triple.replace('-', "_").to_uppercase())
+    format!("CARGO_TARGET_{}_RUNNER", command::host_triple().replace('-', "_").to_uppercase())
 }
 
 /// The names of the integration tests in a directory, as cargo derives them.

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::plan::{BPF_LINKER_VERSION, Step};
+use crate::vm_test::{Kernel, machine};
 use crate::{command, progress, root, workspace};
 
 pub(super) fn apply(step: &Step) -> Result<()> {
@@ -26,6 +27,8 @@ pub(super) fn apply(step: &Step) -> Result<()> {
         }
         Step::BuildLinker { llvm } => build_linker(*llvm),
         Step::UnpackNginx => unpack_nginx(),
+        Step::UnpackEmulator => unpack_emulator(),
+        Step::UnpackKernel(kernel) => unpack_kernel(kernel),
     }
 }
 
@@ -59,40 +62,111 @@ fn build_linker(llvm: u32) -> Result<()> {
 /// Debian's nginx package would start a web server on this host and enable it at boot, which nobody asked for. So the
 /// package is only unpacked, into the project; the libraries that it needs are installed like other packages.
 fn unpack_nginx() -> Result<()> {
-    let directory = lb_tests::web::unpacked_nginx();
-    let tools = directory.parent().context("the directory for tools has no parent")?;
-    fs::create_dir_all(tools).with_context(|| format!("cannot create {}", tools.display()))?;
     // In some releases `nginx` is an empty package that depends on one of the others.
     for package in ["nginx", "nginx-core", "nginx-light"] {
-        if unpack(package, tools, &directory)? && lb_tests::web::find_nginx().is_some() {
+        if command::query("apt-cache", &["show", package]).is_none() {
+            continue;
+        }
+        unpack(package, &[package.to_owned()], &lb_tests::web::unpacked_nginx())?;
+        if lb_tests::web::find_nginx().is_some() {
             return Ok(());
         }
     }
     bail!("no package of this Debian has the program nginx: install it yourself, then try again")
 }
 
-/// Whether there is such a package.
-fn unpack(package: &str, tools: &Path, directory: &Path) -> Result<bool> {
-    if command::query("apt-cache", &["show", package]).is_none() {
-        return Ok(false);
-    }
-    progress::step(package, Command::new("apt-get").args(["-q", "download", package]).current_dir(tools))?;
-    let archive = downloaded(package, tools)?;
-    progress::step(
-        &format!("unpack {package}"),
-        Command::new("dpkg").arg("-x").arg(&archive).arg(directory),
+/// Installing it could remove a qemu of another release, or parts of it. Unpacked, with the libraries that the machine
+/// lacks, it bothers nobody.
+fn unpack_emulator() -> Result<()> {
+    let simulated = ["-s", "--no-install-recommends", "install", "qemu-system-x86"];
+    let plan = command::query("apt-get", &simulated).context(
+        "apt does not know how to install qemu-system-x86: install it yourself, so that there is a \
+         qemu-system-x86_64, then try again",
     )?;
-    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
-    Ok(true)
+    unpack("qemu", &to_be_installed(&plan), &machine::unpacked_qemu())?;
+    if machine::find_qemu().is_none() {
+        bail!(
+            "the packages for qemu-system-x86 hold no qemu-system-x86_64: install it yourself, then try again"
+        );
+    }
+    Ok(())
 }
 
-/// apt puts the version into the name of the file.
-fn downloaded(package: &str, tools: &Path) -> Result<PathBuf> {
-    let prefix = format!("{package}_");
-    let entries = fs::read_dir(tools).with_context(|| format!("cannot read {}", tools.display()))?;
-    entries
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|entry| entry.path())
-        .with_context(|| format!("`apt-get download {package}` left no file in {}", tools.display()))
+/// The packages in a simulation: `Inst libfdt1 (1.6.1-4+b1 Debian:12.15/oldstable [amd64])`.
+fn to_be_installed(plan: &str) -> Vec<String> {
+    let package = |line: &str| line.strip_prefix("Inst ")?.split(' ').next().map(str::to_owned);
+    plan.lines().filter_map(package).collect()
+}
+
+fn unpack_kernel(kernel: &Kernel) -> Result<()> {
+    let depends = command::query("apt-cache", &["depends", kernel.package]).unwrap_or_default();
+    let package = newest_kernel(&depends, kernel).with_context(|| {
+        format!(
+            "the package {} does not lead to Linux {} here, as it does on Debian 12 with its security updates: test on \
+             other kernels there",
+            kernel.package, kernel.series
+        )
+    })?;
+    unpack(&format!("Linux {}", kernel.series), &[package], &kernel.directory())
+}
+
+/// What the package of a series depends on: the name changes with each update.
+fn newest_kernel(depends: &str, kernel: &Kernel) -> Option<String> {
+    let prefix = format!("linux-image-{}.", kernel.series);
+    depends.split_whitespace().find(|word| word.starts_with(&prefix)).map(str::to_owned)
+}
+
+/// Fetches packages and unpacks them into a directory, which is there only when all of them are in it.
+fn unpack(what: &str, packages: &[String], directory: &Path) -> Result<()> {
+    let work = directory.with_file_name("unpacking");
+    for leftover in [&work, directory] {
+        if leftover.exists() {
+            fs::remove_dir_all(leftover).with_context(|| format!("cannot remove {}", leftover.display()))?;
+        }
+    }
+    let (archives, content) = (work.join("archives"), work.join("content"));
+    for directory in [&archives, &content] {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let mut download = Command::new("apt-get");
+    progress::step(what, download.args(["-q", "download"]).args(packages).current_dir(&archives))?;
+    for archive in files(&archives)? {
+        command::run(Command::new("dpkg").arg("--extract").arg(&archive).arg(&content))?;
+    }
+    fs::rename(&content, directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::remove_dir_all(&work).with_context(|| format!("cannot remove {}", work.display()))
+}
+
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm_test::KERNELS;
+
+    #[test]
+    fn what_would_be_removed_is_not_fetched() {
+        let plan = "\
+Remv qemu-utils [1:10.0.2+ds-2+deb13u1~bpo12+1]
+Inst seabios (1.16.2-1 Debian:12.15/oldstable [all])
+Inst qemu-system-x86 (1:7.2+dfsg-7+deb12u18+b3 Debian:12.15/oldstable [amd64])
+Conf seabios (1.16.2-1 Debian:12.15/oldstable [all])
+";
+        assert_eq!(to_be_installed(plan), ["seabios", "qemu-system-x86"]);
+    }
+
+    #[test]
+    fn a_kernel_is_fetched_only_if_it_is_of_its_series() {
+        let [kernel, _] = KERNELS;
+        let depends = |package| format!("linux-image-cloud-amd64\n  Depends: {package}\n");
+        for (package, fetched) in
+            [("linux-image-6.1.0-56-cloud-amd64", true), ("linux-image-6.12.117+deb13-cloud-amd64", false)]
+        {
+            let newest = newest_kernel(&depends(package), &kernel);
+            assert_eq!(newest.as_deref(), fetched.then_some(package), "{package}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use super::{NGINX_NEEDED_FOR, Purpose, TOOLS, Tool};
 use crate::command::query;
 use crate::ebpf_toolchain::{self, EbpfToolchain, OLDEST_RUST};
 use crate::root::Rights;
+use crate::vm_test::{KERNELS, Kernel, machine};
 
 /// Package lists older than this may name files that the mirror no longer has.
 const LISTS_GO_STALE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,6 +35,8 @@ pub(super) struct Facts {
     pub(super) missing_tools: Vec<&'static Tool>,
     pub(super) nginx_missing: bool,
     pub(super) missing_components: Vec<&'static str>,
+    pub(super) emulator_missing: bool,
+    pub(super) missing_kernels: Vec<&'static Kernel>,
     /// `None`: there is no apt, or nobody has looked yet.
     pub(super) apt: Option<Apt>,
 }
@@ -105,6 +108,11 @@ impl Facts {
             missing_tools,
             nginx_missing: needed(NGINX_NEEDED_FOR) && lb_tests::web::find_nginx().is_none(),
             missing_components: if needed(&[Purpose::Lint]) { missing_components() } else { Vec::new() },
+            emulator_missing: needed(&[Purpose::Vm]) && machine::find_qemu().is_none(),
+            missing_kernels: KERNELS
+                .iter()
+                .filter(|kernel| needed(&[Purpose::Vm]) && !kernel.directory().is_dir())
+                .collect(),
             apt: None,
         })
     }

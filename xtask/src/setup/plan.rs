@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter, Write as _};
 
 use super::facts::{Apt, Compiler, Facts, Linker};
 use crate::root::Rights;
+use crate::vm_test::Kernel;
 
 /// The version of bpf-linker that is installed where none fits.
 pub(super) const BPF_LINKER_VERSION: &str = "0.13.0";
@@ -15,6 +16,8 @@ pub(super) enum Missing {
     Linker,
     Program(&'static str),
     Component(&'static str),
+    Emulator,
+    Kernel(&'static Kernel),
 }
 
 impl Display for Missing {
@@ -23,6 +26,8 @@ impl Display for Missing {
             Self::Compiler => f.write_str("a Rust compiler for eBPF"),
             Self::Linker => f.write_str("a bpf-linker that fits the compiler"),
             Self::Program(name) | Self::Component(name) => f.write_str(name),
+            Self::Emulator => f.write_str("qemu-system-x86_64"),
+            Self::Kernel(kernel) => write!(f, "Linux {} to test on", kernel.series),
         }
     }
 }
@@ -36,6 +41,8 @@ pub(super) enum Step {
     AddComponents(Vec<&'static str>),
     BuildLinker { llvm: u32 },
     UnpackNginx,
+    UnpackEmulator,
+    UnpackKernel(&'static Kernel),
 }
 
 impl Display for Step {
@@ -58,6 +65,14 @@ impl Display for Step {
             Self::UnpackNginx => {
                 f.write_str("unpack nginx below target/tools, without installing it as a service")
             }
+            Self::UnpackEmulator => f.write_str(
+                "unpack qemu and its libraries below target/tools (20 MB to fetch), without installing them",
+            ),
+            Self::UnpackKernel(kernel) => write!(
+                f,
+                "unpack the kernel that {} names below target/tools (30 MB to fetch), without installing it",
+                kernel.package
+            ),
         }
     }
 }
@@ -76,6 +91,10 @@ pub(super) fn missing(facts: &Facts) -> Vec<Missing> {
         missing.push(Missing::Program("nginx"));
     }
     missing.extend(facts.missing_components.iter().map(|component| Missing::Component(component)));
+    if facts.emulator_missing {
+        missing.push(Missing::Emulator);
+    }
+    missing.extend(facts.missing_kernels.iter().map(|kernel| Missing::Kernel(kernel)));
     missing
 }
 
@@ -116,6 +135,10 @@ fn steps(facts: &Facts, apt: &Apt) -> Result<Vec<Step>, Impossible> {
     if facts.nginx_missing {
         after_packages.push(Step::UnpackNginx);
     }
+    if facts.emulator_missing {
+        after_packages.push(Step::UnpackEmulator);
+    }
+    after_packages.extend(facts.missing_kernels.iter().map(|kernel| Step::UnpackKernel(kernel)));
 
     packages.retain(|package| !apt.installed.contains(package));
     let install = (!packages.is_empty()).then_some(Step::Install(packages));
@@ -169,6 +192,11 @@ pub(super) fn llvm_packages(llvm: u32) -> [String; 4] {
 
 /// rustup alone can add to a nightly and to its own toolchain; everything else takes a hand.
 fn plan_without_apt(facts: &Facts) -> Result<Vec<Step>, String> {
+    if !facts.missing_kernels.is_empty() {
+        return Err("The kernels are packages of Debian, and there is no apt here to fetch them: test on other kernels \
+                    on a Debian 12"
+            .to_owned());
+    }
     let mut steps = Vec::new();
     for missing in missing(facts) {
         match (missing, facts.compiler) {
@@ -207,6 +235,9 @@ fn command_line(step: &Step) -> String {
              {BPF_LINKER_VERSION} --locked --force --no-default-features --features llvm-{llvm}"
         ),
         Step::UnpackNginx => "cargo xtask setup        # unpacks nginx, needs no root".to_owned(),
+        Step::UnpackEmulator | Step::UnpackKernel(_) => {
+            "cargo xtask vm-test      # unpacks qemu and kernels, needs no root".to_owned()
+        }
     }
 }
 
@@ -216,6 +247,7 @@ fn both_ways(facts: &Facts) -> String {
         .into_iter()
         .filter_map(|missing| match missing {
             Missing::Program(program) => Some(program),
+            Missing::Emulator => Some("qemu-system-x86_64"),
             _ => None,
         })
         .collect();
@@ -252,6 +284,7 @@ mod tests {
     use super::super::TOOLS;
     use super::super::facts::DebianRust;
     use super::*;
+    use crate::vm_test::KERNELS;
 
     fn complete() -> Facts {
         Facts {
@@ -261,6 +294,8 @@ mod tests {
             missing_tools: Vec::new(),
             nginx_missing: false,
             missing_components: Vec::new(),
+            emulator_missing: false,
+            missing_kernels: Vec::new(),
             apt: Some(debian_12()),
         }
     }
@@ -355,6 +390,16 @@ mod tests {
                 },
                 vec![Step::UnpackNginx],
             ),
+            (
+                "emulator and kernels are unpacked, which needs no rights",
+                Facts {
+                    rights: Rights::Missing,
+                    emulator_missing: true,
+                    missing_kernels: KERNELS.iter().collect(),
+                    ..complete()
+                },
+                [Step::UnpackEmulator].into_iter().chain(KERNELS.iter().map(Step::UnpackKernel)).collect(),
+            ),
         ];
         for (rule, facts, steps) in table {
             assert_eq!(plan(&facts), Ok(steps), "{rule}");
@@ -386,6 +431,11 @@ mod tests {
                 "no apt",
                 Facts { apt: None, ..new_machine() },
                 vec!["ethtool", "rustup toolchain install nightly", RUST],
+            ),
+            (
+                "kernels without apt",
+                Facts { apt: None, missing_kernels: KERNELS.iter().collect(), ..complete() },
+                vec!["no apt here", "Debian 12"],
             ),
             (
                 "every LLVM is older than the compiler's",
