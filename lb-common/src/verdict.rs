@@ -46,7 +46,7 @@ macro_rules! reasons {
 reasons! {
     Forwarded, Forward, "forwarded", "belongs to a connection; rewritten and sent on";
     NotIp, Pass, "not-ip", "neither IPv4 nor IPv6, or tagged; left to the kernel";
-    OtherProtocol, Pass, "other-protocol", "neither TCP nor UDP; left to the kernel";
+    OtherProtocol, Pass, "other-protocol", "neither TCP nor UDP nor an error about them; left to the kernel";
     NoService, Pass, "no-service", "not for a service; left to the kernel";
     Fragment, Pass, "fragment", "a fragment; left to the kernel";
     Malformed, Pass, "malformed", "headers or lengths that do not fit the frame; left to the kernel";
@@ -57,6 +57,8 @@ reasons! {
     PortsExhausted, Drop, "ports-exhausted", "no free source port towards the backend; dropped";
     TableFull, Drop, "table-full", "the flow table is full; new connection refused";
     TtlExpired, Drop, "ttl-expired", "TTL or hop limit at its end; dropped";
+    IcmpForwarded, Forward, "icmp-forwarded", "an ICMP error about a connection; rewritten and sent on";
+    IcmpOfNoConnection, Pass, "icmp-no-connection", "an ICMP error about no connection of ours; left to the kernel";
 }
 
 /// Room for counters of reasons; more than there are, so that a new one does not change the layout.

@@ -12,11 +12,21 @@ use crate::{pair, parse::Packet, tables::Flows};
 /// [`Reason::NoNextHop`] while the way is not known.
 #[inline(always)]
 pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow) -> Result<Hop, Reason> {
+    if flow.side == Side::Request && flow.client != packet.back {
+        pair::relearn(tables, packet, flow);
+    }
+    way(tables, flow)
+}
+
+/// The way that packets of a flow take.
+///
+/// # Errors
+///
+/// [`Reason::NoNextHop`] while it is not known.
+#[inline(always)]
+pub fn way<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow) -> Result<Hop, Reason> {
     if flow.side == Side::Reply {
         return Ok(flow.client);
-    }
-    if flow.client != packet.back {
-        pair::relearn(tables, packet, flow);
     }
     let hop = tables.next_hop(flow.backend).ok_or(Reason::NoNextHop)?;
     if hop.is_known() { Ok(*hop) } else { Err(Reason::NoNextHop) }

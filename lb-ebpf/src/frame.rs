@@ -57,6 +57,16 @@ pub trait Frame {
 
     /// Like [`Frame::at`], to be written.
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
+
+    /// Does rare work on the frame that is called out of line. A frame that is passed to a function has to lie in memory,
+    /// from its beginning on; an implementation that is better kept in registers lends a copy of itself.
+    #[inline(always)]
+    fn lend<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T
+    where
+        Self: Sized,
+    {
+        work(self)
+    }
 }
 
 /// A field of a header, in words of the machine's order, each read and written by one instruction.

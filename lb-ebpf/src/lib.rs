@@ -8,7 +8,7 @@
 //!
 //! The library knows neither aya nor the kernel: frames and tables enter through the traits of [`frame`] and
 //! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`rewrite`],
-//! [`network`] and [`transport`] ever see a header; everything between works on a [`Packet`].
+//! [`network`], [`transport`] and [`icmp`] ever see a header; everything between works on a [`Packet`].
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
@@ -20,6 +20,7 @@ pub mod forward;
 pub mod frame;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod icmp;
 pub mod network;
 pub mod pair;
 pub mod parse;
@@ -36,7 +37,7 @@ use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
-    network::Network,
+    icmp::{Icmp, Report},
     parse::{Arrival, Packet},
     tables::{Flow, Flows},
 };
@@ -57,16 +58,16 @@ where
     M: Flows<V4> + Flows<V6>,
 {
     let verdict = match route(frame, tables, ingress) {
-        Ok(egress) => Verdict { reason: Reason::Forwarded, egress },
+        Ok(verdict) => verdict,
         Err(reason) => Verdict { reason, egress: 0 },
     };
     tables.count(verdict.reason);
     verdict
 }
 
-/// Chooses the family and transport; `Ok` holds the interface to leave through.
+/// Chooses the family; `Ok` says how the frame leaves.
 #[inline(always)]
-fn route<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Result<u32, Reason>
+fn route<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Result<Verdict, Reason>
 where
     M: Flows<V4> + Flows<V6>,
 {
@@ -82,13 +83,19 @@ where
 
 /// Finds or makes the packet's flow, rewrites the packet and sends it on.
 #[inline(always)]
-fn translate<F: Network, M: Flows<F>>(
+fn translate<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
-) -> Result<u32, Reason> {
+) -> Result<Verdict, Reason> {
     let network = F::parse(frame, arrival.network)?;
-    let protocol = Protocol::from_number(network.protocol).ok_or(Reason::OtherProtocol)?;
+    let Some(protocol) = Protocol::from_number(network.protocol) else {
+        if network.protocol != F::ICMP {
+            return Err(Reason::OtherProtocol);
+        }
+        let egress = frame.lend(|frame| translate_error::<F, M>(frame, tables, arrival.back.ifindex))?;
+        return Ok(Verdict { reason: Reason::IcmpForwarded, egress });
+    };
     let (ports, seen) = parse::transport(frame, &network, protocol)?;
     let packet = Packet::new(arrival, &network, protocol, ports, seen);
     let known = match tables.flow(&packet.key) {
@@ -117,5 +124,23 @@ fn translate<F: Network, M: Flows<F>>(
     let hop = forward::hop(tables, &packet, &flow)?;
     rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;
     tables.count_traffic(flow.backend, flow.side, frame.length());
+    Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
+}
+
+/// Finds the flow that an ICMP error is about, rewrites the error and sends it on; `Ok` holds the interface to leave
+/// through. It goes the way of the packets that would answer the quoted one, but is none of them: it makes no flow, leaves no
+/// trace in one, and is no traffic of the backend, for any router may have sent it.
+#[inline(never)]
+fn translate_error<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    ingress: u32,
+) -> Result<u32, Reason> {
+    let arrival = Arrival::of(frame, ingress)?;
+    let report = Report::<F>::parse(frame, &arrival)?;
+    let flow = tables.flow(&report.key).ok_or(Reason::IcmpOfNoConnection)?;
+    report.may_travel()?;
+    let hop = forward::way(tables, &flow)?;
+    report.rewrite(frame, &flow, &hop).ok_or(Reason::Malformed)?;
     Ok(hop.ifindex)
 }

@@ -25,6 +25,12 @@ pub fn rewrite<F: Network>(
     }
     frame.at_mut::<[u8; 4]>(packet.transport)?.store(becomes.ports.wire());
     F::rewrite(frame, packet.network, becomes, flow.network)?;
+    link(frame, hop)
+}
+
+/// Writes MAC addresses.
+#[inline(always)]
+pub fn link(frame: &mut impl Frame, hop: &Hop) -> Option<()> {
     let [head, middle, tail] = hop.link();
     frame.at_mut::<[u8; 4]>(0)?.store(head);
     frame.at_mut::<[u8; 4]>(4)?.store(middle);

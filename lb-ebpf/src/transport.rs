@@ -7,6 +7,9 @@ use crate::frame::{Field as _, Frame};
 
 /// What differs between the transports that services have.
 pub trait Transport {
+    /// Offset of the checksum in the header.
+    const CHECKSUM: usize;
+
     /// Checks the header at `offset`, of which the network header says that `payload` bytes follow, and says what it
     /// adds to what its direction has seen.
     ///
@@ -14,6 +17,9 @@ pub trait Transport {
     ///
     /// [`Reason::Malformed`] where it contradicts itself, the network header or the frame; [`Reason::NoChecksum`].
     fn parse<F: Family>(frame: &impl Frame, offset: usize, payload: usize) -> Result<Seen, Reason>;
+
+    /// What `checksum` is after a change by `delta`.
+    fn adjusted(checksum: u16, delta: Delta) -> u16;
 
     /// Adds `delta` to the checksum.
     fn adjust(frame: &mut impl Frame, offset: usize, delta: Delta) -> Option<()>;
@@ -28,6 +34,9 @@ pub enum Tcp {}
 pub enum Udp {}
 
 impl Transport for Tcp {
+    /// RFC 9293 section 3.1.
+    const CHECKSUM: usize = 16;
+
     #[inline(always)]
     fn parse<F: Family>(frame: &impl Frame, offset: usize, payload: usize) -> Result<Seen, Reason> {
         /// Data offset and control bits (RFC 9293 section 3.1), as bytes of the header.
@@ -52,14 +61,22 @@ impl Transport for Tcp {
     }
 
     #[inline(always)]
+    fn adjusted(checksum: u16, delta: Delta) -> u16 {
+        delta.apply(checksum)
+    }
+
+    #[inline(always)]
     fn adjust(frame: &mut impl Frame, offset: usize, delta: Delta) -> Option<()> {
         let header: &mut TcpHdr = frame.at_mut(offset)?;
-        header.check.store(delta.apply(header.check.load()));
+        header.check.store(Self::adjusted(header.check.load(), delta));
         Some(())
     }
 }
 
 impl Transport for Udp {
+    /// RFC 768.
+    const CHECKSUM: usize = 6;
+
     #[inline(always)]
     fn parse<F: Family>(frame: &impl Frame, offset: usize, payload: usize) -> Result<Seen, Reason> {
         let header: &UdpHdr = frame.at(offset).ok_or(Reason::Malformed)?;
@@ -74,14 +91,21 @@ impl Transport for Udp {
     }
 
     #[inline(always)]
+    fn adjusted(checksum: u16, delta: Delta) -> u16 {
+        if checksum == NO_CHECKSUM {
+            return NO_CHECKSUM;
+        }
+        // A sum that comes to 'no checksum' is sent as its other zero (RFC 768).
+        match delta.apply(checksum) {
+            NO_CHECKSUM => 0xffff,
+            checksum => checksum,
+        }
+    }
+
+    #[inline(always)]
     fn adjust(frame: &mut impl Frame, offset: usize, delta: Delta) -> Option<()> {
         let header: &mut UdpHdr = frame.at_mut(offset)?;
-        let check = header.check.load();
-        if check != NO_CHECKSUM {
-            let check = delta.apply(check);
-            // A sum that comes to 'no checksum' is sent as its other zero (RFC 768).
-            header.check.store(if check == NO_CHECKSUM { 0xffff } else { check });
-        }
+        header.check.store(Self::adjusted(header.check.load(), delta));
         Some(())
     }
 }

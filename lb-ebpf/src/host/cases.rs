@@ -282,7 +282,13 @@ impl Case {
     /// Expects the frame to leave as that.
     #[track_caller]
     fn forwards(&mut self, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
-        let expected = Outcome { reason: Reason::Forwarded, egress, frame: becomes };
+        self.leaves(Reason::Forwarded, ingress, frame, egress, becomes);
+    }
+
+    /// Expects the frame to leave as that, for that reason.
+    #[track_caller]
+    fn leaves(&mut self, reason: Reason, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
+        let expected = Outcome { reason, egress, frame: becomes };
         self.add(What::Frame { ingress, frame, expected });
     }
 
@@ -460,6 +466,19 @@ macro_rules! every_case {
             udp_without_a_checksum_passes_over_ipv6,
             a_udp_checksum_that_comes_to_zero_is_written_as_its_other_zero,
             the_way_to_the_client_follows_the_client,
+            icmp_errors_about_requests_reach_the_client,
+            icmp_errors_about_replies_reach_the_backend,
+            icmp_errors_with_one_arm_leave_where_they_came_in,
+            icmp_errors_quote_as_much_as_they_like,
+            icmp_errors_quote_ipv4_options,
+            icmp_errors_quote_udp_without_a_checksum,
+            an_icmp_error_leaves_no_trace,
+            the_last_hop_of_an_icmp_error_ends_here,
+            an_icmp_error_waits_for_a_lost_next_hop,
+            icmp_errors_about_no_connection_pass,
+            icmp_errors_that_quote_something_else_pass,
+            malformed_icmp_errors_pass,
+            other_icmp_passes,
         }
     };
 }
@@ -485,6 +504,11 @@ macro_rules! rules {
         )*
     };
 }
+
+// Behind the macro that they are written with.
+mod icmp;
+
+pub use self::icmp::*;
 
 rules! {
     /// From the first packet to the last.

@@ -187,7 +187,54 @@ impl Packet {
     }
 }
 
-/// Whether a frame with TCP or UDP in an unfragmented packet has no wrong checksum, by sums from scratch (RFC 1071).
+/// An ICMP error in its frame.
+#[derive(Clone, Debug)]
+pub struct IcmpError {
+    /// Source MAC address.
+    pub from: Mac,
+    /// Destination MAC address.
+    pub to: Mac,
+    /// Who sends it.
+    pub src: IpAddr,
+    /// To whom; of the same family.
+    pub dst: IpAddr,
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Type and code.
+    pub kind: (u8, u8),
+    /// What stands between checksum and quotation: an MTU, say.
+    pub word: [u8; 4],
+    /// The packet that it is about, from the network header on, as much as is quoted.
+    pub quote: Vec<u8>,
+}
+
+impl IcmpError {
+    /// The frame, its checksums right.
+    ///
+    /// # Panics
+    ///
+    /// If the families are mixed, or the quotation too long.
+    pub fn frame(&self) -> Vec<u8> {
+        let (kind, code) = self.kind;
+        let ip = PacketBuilder::ethernet2(self.from, self.to);
+        let mut frame = Vec::new();
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => ip
+                .ipv4(src.octets(), dst.octets(), self.hops)
+                .icmpv4_raw(kind, code, self.word)
+                .write(&mut frame, &self.quote),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => ip
+                .ipv6(src.octets(), dst.octets(), self.hops)
+                .icmpv6_raw(kind, code, self.word)
+                .write(&mut frame, &self.quote),
+            (src, dst) => panic!("{src} and {dst} are of two families"),
+        }
+        .expect("the packet is not too long");
+        frame
+    }
+}
+
+/// Whether a frame with TCP, UDP or ICMP in an unfragmented packet has no wrong checksum, by sums from scratch (RFC 1071).
 /// UDP over IPv4 may do without one.
 ///
 /// # Panics
@@ -209,9 +256,41 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
     let is_udp = IpNumber(protocol) == ip_number::UDP;
     let none = is_udp && transport[6..8] == [0, 0];
     let network_holds = packet[0] >> 4 == 6 || sum(&[&packet[..header]]) == 0xffff;
+    if IpNumber(protocol) == ip_number::ICMP {
+        // RFC 792: without a pseudo header.
+        pseudo_header.clear();
+    }
     let transport_holds =
         if none { packet[0] >> 4 == 4 } else { sum(&[&pseudo_header, transport]) == 0xffff };
     network_holds && transport_holds
+}
+
+/// Whether an ICMP error has no wrong checksum: its own, and of what it quotes those that can be judged.
+///
+/// # Panics
+///
+/// If the frame is none.
+pub fn error_checksums_hold(frame: &[u8]) -> bool {
+    /// RFC 792, RFC 4443 section 2.1.
+    const ICMP: usize = 8;
+    let at =
+        ETHERNET + if frame[ETHERNET] >> 4 == 4 { usize::from(frame[ETHERNET] & 0x0f) * 4 } else { IPV6 };
+    let quote = &frame[at + ICMP..];
+    let length = |at: usize| usize::from(u16::from_be_bytes([quote[at], quote[at + 1]]));
+    let (header, whole) = match quote[0] >> 4 {
+        4 => (usize::from(quote[0] & 0x0f) * 4, length(2)),
+        version => {
+            assert_eq!(version, 6, "there is no such IP version");
+            (0, IPV6 + length(4))
+        }
+    };
+    let quoted_holds = if quote.len() >= whole {
+        checksums_hold(&[&frame[..ETHERNET], quote].concat())
+    } else {
+        // Without the whole segment its checksum says nothing.
+        header == 0 || sum(&[&quote[..header]]) == 0xffff
+    };
+    checksums_hold(frame) && quoted_holds
 }
 
 /// The one's-complement sum of 16-bit words (RFC 1071 section 1), an odd byte counting as if a zero followed.

@@ -8,7 +8,7 @@ use lb_common::Reason;
 use super::pairs::{check_whole_pairs, tables};
 use crate::host::{
     cases::{CLIENTS, ELSEWHERE, Ip, Kind, SERVERS, process},
-    packet::{Control, Packet, checksums_hold},
+    packet::{Control, IcmpError, Packet, checksums_hold, error_checksums_hold},
 };
 
 /// A small generator (Marsaglia's xorshift64).
@@ -102,6 +102,57 @@ fn checksums_are_right_after_as_often_as_before() {
         let outcome = process(&tables, SERVERS, &reply.frame());
         assert_eq!(outcome.frame, connection.reply_out(&reply).frame(), "{number}");
         assert!(checksums_hold(&outcome.frame), "{number}");
+    }
+    assert!(broken > 500, "the judge finds broken checksums");
+}
+
+/// Random errors about packets of random connections, quoted to a random length, also with wrong checksums.
+#[test]
+fn checksums_in_errors_are_right_after_as_often_as_before() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut broken = 0;
+    for number in 0..4_000 {
+        let kind = random.choose(&Kind::ALL);
+        let tables = tables(kind, 1);
+        let mut connection = kind.connection(random.port(), 1, 1024);
+        connection.client_addr = SocketAddr::new(random.address(kind.ip), random.port());
+        let payload_length = random.below(200);
+        let request = Packet {
+            ip_options: std::vec![1; if kind.ip == Ip::V4 { random.below(11) * 4 } else { 0 }],
+            payload: random.bytes(payload_length),
+            ..connection.request(Control::SYN)
+        };
+        assert_eq!(process(&tables, CLIENTS, &request.frame()).reason, Reason::Forwarded);
+        let sent = connection.request_out(&request);
+        let frame = sent.frame();
+        let least = sent.transport_offset() + 8;
+        let end =
+            if random.below(3) == 0 { frame.len() } else { least + random.below(frame.len() - least + 1) };
+        let mut error = IcmpError {
+            from: sent.to,
+            to: sent.from,
+            src: random.address(kind.ip),
+            dst: sent.src.ip(),
+            hops: 2 + random.byte() % 254,
+            kind: if kind.ip == Ip::V4 { (3, random.byte()) } else { (1, random.byte()) },
+            word: core::array::from_fn(|_| random.byte()),
+            quote: frame[14..end].to_vec(),
+        }
+        .frame();
+        assert!(error_checksums_hold(&error), "errors are built well");
+        if random.below(4) == 0 {
+            // The last byte is the error's alone, or also the quoted segment's.
+            let last = error.len() - 1;
+            error[last] ^= 1 << random.below(8);
+            broken += usize::from(!error_checksums_hold(&error));
+        }
+        let outcome = process(&tables, SERVERS, &error);
+        assert_eq!(outcome.reason, Reason::IcmpForwarded, "{number}");
+        assert_eq!(
+            error_checksums_hold(&outcome.frame),
+            error_checksums_hold(&error),
+            "{number}: {error:02x?}"
+        );
     }
     assert!(broken > 500, "the judge finds broken checksums");
 }

@@ -58,7 +58,12 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         Reason::Stray | Reason::Malformed | Reason::NoChecksum | Reason::TtlExpired | Reason::Fragment => {
             odd(XdpContext::new(context.ctx), reason, ingress);
         }
-        Reason::Forwarded | Reason::NotIp | Reason::OtherProtocol | Reason::NoService => {}
+        Reason::Forwarded
+        | Reason::IcmpForwarded
+        | Reason::NotIp
+        | Reason::OtherProtocol
+        | Reason::NoService
+        | Reason::IcmpOfNoConnection => {}
     }
 }
 

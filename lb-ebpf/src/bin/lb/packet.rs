@@ -4,6 +4,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_ebpf::frame::{Frame, Wire};
 
 /// The linear part of an XDP frame.
+#[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
     start: usize,
     end: usize,
@@ -38,5 +39,13 @@ impl Frame for XdpFrame {
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as in `at`; `&mut self` keeps other references to the frame away.
         self.pointer(offset).map(|pointer| unsafe { &mut *pointer })
+    }
+
+    #[inline(always)]
+    fn lend<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let mut copy = *self;
+        let done = work(&mut copy);
+        *self = copy;
+        done
     }
 }

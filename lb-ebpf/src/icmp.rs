@@ -1,0 +1,293 @@
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443) headers: of errors, which quote the packet that they are about.
+
+use core::hint::black_box;
+
+use lb_common::{
+    Address4, Address6, Delta, Family, FlowEntry, FlowKey, Hop, Ports, Protocol, Reason, Tuple, V4, V6,
+    checksum::Sum,
+};
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use crate::{
+    frame::{Field as _, Frame},
+    network::{Header, Network},
+    parse::Arrival,
+    rewrite,
+    transport::{Tcp, Transport, Udp},
+};
+
+/// Type, code, checksum, and four bytes whose meaning depends on the type (RFC 792, RFC 4443 section 2.1).
+const HEADER: usize = 8;
+/// Offset of the checksum in it.
+const CHECKSUM: usize = 2;
+
+/// What of the transport is quoted at least (RFC 792): ports and four bytes more.
+const QUOTED: usize = 8;
+
+/// What differs between ICMP and ICMPv6.
+pub trait Icmp: Network {
+    /// IP protocol number.
+    const ICMP: u8;
+
+    /// Whether messages of that type are errors about one packet, which they quote.
+    fn is_error(kind: u8) -> bool;
+
+    /// Reads the quoted header at `offset`; `length` bytes are quoted in all. The payload is what of it is quoted.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::Malformed`] where it contradicts itself or is cut off, [`Reason::Fragment`] for fragments without
+    /// ports.
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason>;
+
+    /// Writes the addresses of the quoted header at `offset`, which change by `delta` in sum; returns how the sum of the
+    /// whole header changes.
+    fn rewrite_quoted(
+        frame: &mut impl Frame,
+        offset: usize,
+        becomes: &Tuple<Self>,
+        delta: Delta,
+    ) -> Option<Delta>;
+
+    /// What a change of the packet's addresses is to the checksum of the message in it.
+    fn pseudo_header(delta: Delta) -> Delta;
+
+    /// Whether that is the same address. Not `==`: derived, that calls `bcmp`, byte by byte on BPF.
+    fn is_same(one: &Self::Address, other: &Self::Address) -> bool;
+}
+
+impl Icmp for V4 {
+    const ICMP: u8 = 1;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        /// RFC 792; source quench is there for old routers (RFC 6633). A redirect is for the host that it is sent to.
+        const UNREACHABLE: u8 = 3;
+        const SOURCE_QUENCH: u8 = 4;
+        const TIME_EXCEEDED: u8 = 11;
+        const PARAMETER_PROBLEM: u8 = 12;
+
+        matches!(kind, UNREACHABLE | SOURCE_QUENCH | TIME_EXCEEDED | PARAMETER_PROBLEM)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason> {
+        /// RFC 791 section 3.1.
+        const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+        let header: &Ipv4Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
+        let header_length = usize::from(header.vihl & 0x0f) * 4;
+        if header.vihl >> 4 != 4 || header_length < size_of::<Ipv4Hdr>() || header_length > length {
+            return Err(Reason::Malformed);
+        }
+        if u16::from_be(header.frags.load()) & FRAGMENT_OFFSET != 0 {
+            return Err(Reason::Fragment);
+        }
+        Ok(Header {
+            src: Address4(header.src_addr.load()),
+            dst: Address4(header.dst_addr.load()),
+            protocol: header.proto,
+            hops: header.ttl,
+            transport: offset + header_length,
+            payload: length - header_length,
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted(
+        frame: &mut impl Frame,
+        offset: usize,
+        becomes: &Tuple<Self>,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let header: &mut Ipv4Hdr = frame.at_mut(offset)?;
+        header.src_addr.store(becomes.src.0);
+        header.dst_addr.store(becomes.dst.0);
+        let before = header.check.load();
+        let after = delta.apply(before);
+        header.check.store(after);
+        Some(delta.and(Delta::new(Sum::of_word(before), Sum::of_word(after))))
+    }
+
+    /// RFC 792: the checksum covers the message.
+    #[inline(always)]
+    fn pseudo_header(_delta: Delta) -> Delta {
+        Delta::default()
+    }
+
+    #[inline(always)]
+    fn is_same(one: &Address4, other: &Address4) -> bool {
+        one.0 == other.0
+    }
+}
+
+impl Icmp for V6 {
+    const ICMP: u8 = 58;
+
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        /// RFC 4443 section 3: unreachable, too big, time exceeded, parameter problem.
+        const ERRORS: core::ops::RangeInclusive<u8> = 1..=4;
+
+        ERRORS.contains(&kind)
+    }
+
+    #[inline(always)]
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason> {
+        /// IPv6's fragment header (RFC 8200 section 4.5).
+        const FRAGMENT: u8 = 44;
+
+        let header: &Ipv6Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
+        let [version, ..] = header.vcf;
+        if version >> 4 != 6 || length < size_of::<Ipv6Hdr>() {
+            return Err(Reason::Malformed);
+        }
+        if header.next_hdr == FRAGMENT {
+            return Err(Reason::Fragment);
+        }
+        Ok(Header {
+            src: Address6(header.src_addr.load()),
+            dst: Address6(header.dst_addr.load()),
+            protocol: header.next_hdr,
+            hops: header.hop_limit,
+            transport: offset + size_of::<Ipv6Hdr>(),
+            payload: length - size_of::<Ipv6Hdr>(),
+        })
+    }
+
+    #[inline(always)]
+    fn rewrite_quoted(
+        frame: &mut impl Frame,
+        offset: usize,
+        becomes: &Tuple<Self>,
+        delta: Delta,
+    ) -> Option<Delta> {
+        let header: &mut Ipv6Hdr = frame.at_mut(offset)?;
+        header.src_addr.store(becomes.src.0);
+        header.dst_addr.store(becomes.dst.0);
+        Some(delta)
+    }
+
+    /// RFC 4443 section 2.3.
+    #[inline(always)]
+    fn pseudo_header(delta: Delta) -> Delta {
+        delta
+    }
+
+    #[inline(always)]
+    fn is_same(one: &Address6, other: &Address6) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (one.0, other.0);
+        a == e && b == f && c == g && d == h
+    }
+}
+
+/// An ICMP error about a packet that was sent from here.
+#[derive(Clone, Copy, Debug)]
+pub struct Report<F: Family> {
+    /// The key of packets that answer the quoted one: their flow says what this error becomes.
+    pub key: FlowKey<F>,
+    /// The quoted packet's transport.
+    protocol: Protocol,
+    /// Routers that the error may still pass, this one included.
+    hops: u8,
+    /// Whether the quotation reaches to the end of the transport's checksum.
+    has_checksum: bool,
+    /// Sum of the packet's own addresses.
+    addresses: Sum,
+    /// Offset of the network header.
+    network: usize,
+    /// Offset of the ICMP header.
+    message: usize,
+    /// Offset of the quoted transport header.
+    transport: usize,
+}
+
+impl<F: Icmp> Report<F> {
+    /// Reads the packet that came so.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::OtherProtocol`] for what is no error, or not about TCP or UDP; those of [`Icmp::parse_quoted`];
+    /// [`Reason::Malformed`] where it is not addressed to the sender of what it quotes.
+    #[inline(always)]
+    pub fn parse(frame: &impl Frame, arrival: &Arrival) -> Result<Self, Reason> {
+        let packet = F::parse(frame, arrival.network)?;
+        let header: &[u8; HEADER] = frame.at(packet.transport).ok_or(Reason::Malformed)?;
+        let [kind, ..] = *header;
+        if !F::is_error(kind) {
+            return Err(Reason::OtherProtocol);
+        }
+        // The compiler knows that the payload lies within the frame, and would spare the comparisons with the frame's end
+        // that follow from it; the verifier insists on them.
+        let payload = black_box(packet.payload);
+        let length = payload.checked_sub(HEADER).ok_or(Reason::Malformed)?;
+        let quoted = F::parse_quoted(frame, packet.transport + HEADER, length)?;
+        let protocol = Protocol::from_number(quoted.protocol).ok_or(Reason::OtherProtocol)?;
+        if quoted.payload < QUOTED || !F::is_same(&quoted.src, &packet.dst) {
+            return Err(Reason::Malformed);
+        }
+        let ports: &[u8; 4] = frame.at(quoted.transport).ok_or(Reason::Malformed)?;
+        let ports = Ports::from_wire(ports.load()).reversed();
+        let answer = Tuple { src: quoted.dst, dst: quoted.src, ports };
+        Ok(Self {
+            key: FlowKey::new(answer, protocol),
+            protocol,
+            hops: packet.hops,
+            has_checksum: quoted.payload >= checksum(protocol) + size_of::<u16>(),
+            addresses: F::sum(&packet.src).plus(F::sum(&packet.dst)),
+            network: arrival.network,
+            message: packet.transport,
+            transport: quoted.transport,
+        })
+    }
+
+    /// As [`crate::parse::Packet::may_travel`].
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::TtlExpired`] if not.
+    #[inline(always)]
+    pub const fn may_travel(&self) -> Result<(), Reason> {
+        if self.hops > 1 { Ok(()) } else { Err(Reason::TtlExpired) }
+    }
+
+    /// Writes the error as the flow's other side is to see it: it comes from where answers come from, about the packet
+    /// that was sent. `None` if the frame is shorter than it was when it was parsed.
+    ///
+    /// The quoted tuple is the flow's, reversed, which is the same to a sum: the flow's own deltas serve.
+    #[inline(always)]
+    pub fn rewrite(&self, frame: &mut impl Frame, flow: &FlowEntry<F>, hop: &Hop) -> Option<()> {
+        let addresses = flow.network.and(Delta::ONE_HOP.inverse());
+        let ports = flow.transport.and(addresses.inverse());
+        let quoted = flow.becomes.reversed();
+        let mut delta = F::rewrite_quoted(frame, self.message + HEADER, &quoted, addresses)?.and(ports);
+        frame.at_mut::<[u8; 4]>(self.transport)?.store(quoted.ports.wire());
+        if self.has_checksum {
+            let check: &mut [u8; 2] = frame.at_mut(self.transport + checksum(self.protocol))?;
+            let before = check.load();
+            let after = match self.protocol {
+                Protocol::Tcp => Tcp::adjusted(before, flow.transport),
+                Protocol::Udp => Udp::adjusted(before, flow.transport),
+            };
+            check.store(after);
+            delta = delta.and(Delta::new(Sum::of_word(before), Sum::of_word(after)));
+        }
+
+        // Its sender may be any router.
+        let becomes = &flow.becomes;
+        let outer = Delta::new(self.addresses, F::sum(&becomes.src).plus(F::sum(&becomes.dst)));
+        let check: &mut [u8; 2] = frame.at_mut(self.message + CHECKSUM)?;
+        check.store(delta.and(F::pseudo_header(outer)).apply(check.load()));
+        F::rewrite(frame, self.network, becomes, outer.and(Delta::ONE_HOP))?;
+        rewrite::link(frame, hop)
+    }
+}
+
+/// Offset of the checksum in the transport's header.
+#[inline(always)]
+const fn checksum(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => Tcp::CHECKSUM,
+        Protocol::Udp => Udp::CHECKSUM,
+    }
+}
