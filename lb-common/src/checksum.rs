@@ -26,6 +26,12 @@ impl Sum {
         Self(self.0 + other.0)
     }
 
+    /// The checksum over the words.
+    #[inline(always)]
+    pub const fn checksum(self) -> u16 {
+        !self.fold()
+    }
+
     /// Folds the carries in, end around (RFC 1071 section 2).
     #[inline(always)]
     pub const fn fold(self) -> u16 {

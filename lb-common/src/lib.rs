@@ -20,4 +20,4 @@ pub use family::{Addr, Address4, Address6, Family, V4, V6};
 pub use flow::{FlowEntry, FlowKey, Port, Ports, Seen, Side, Tick, Tuple};
 pub use service::{Protocol, Service, ServiceKey, SlotTable};
 pub use state::ConnectionState;
-pub use verdict::{Action, Reason};
+pub use verdict::{Action, Answers, Reason};

@@ -1,10 +1,14 @@
 //! Why a packet was treated as it was. One list gives the action, the counter's name and the words that users read.
 
+use crate::flow::Tick;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Sent on, rewritten.
     Forward,
+    /// Thrown away, and an answer sent back to its sender.
+    Answer,
     /// Left to the kernel, untouched.
     Pass,
     /// Thrown away.
@@ -28,6 +32,15 @@ macro_rules! reasons {
             #[inline(always)]
             pub const fn action(self) -> Action {
                 match self { $(Self::$variant => Action::$action,)* }
+            }
+
+            /// The reason of the same packet where it gets no answer.
+            #[inline(always)]
+            pub const fn unanswered(self) -> Self {
+                match self {
+                    Self::TtlExpired => Self::TtlExpiredUnanswered,
+                    other => other,
+                }
             }
 
             /// Name of the counter, stable.
@@ -56,8 +69,10 @@ reasons! {
     NoNextHop, Drop, "no-next-hop", "the backend's next hop has no known MAC address yet; dropped";
     PortsExhausted, Drop, "ports-exhausted", "no free source port towards the backend; dropped";
     TableFull, Drop, "table-full", "the flow table is full; new connection refused";
-    TtlExpired, Drop, "ttl-expired", "TTL or hop limit at its end; dropped";
+    TtlExpired, Answer, "ttl-expired", "TTL or hop limit at its end; answered with 'time exceeded'";
     IcmpForwarded, Forward, "icmp-forwarded", "an ICMP error about a connection; rewritten and sent on";
+    TtlExpiredUnanswered, Drop, "ttl-expired-unanswered",
+        "TTL or hop limit at its end; dropped, for no answer is allowed or there were too many";
     IcmpOfNoConnection, Pass, "icmp-no-connection", "an ICMP error about no connection of ours; left to the kernel";
 }
 
@@ -72,15 +87,36 @@ pub struct ReasonCounters {
     pub packets: [u64; REASON_COUNTERS],
 }
 
+/// ICMP errors that one CPU has sent in a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Answers {
+    /// Which tick.
+    pub tick: Tick,
+    /// How many.
+    pub number: u32,
+}
+
 #[cfg(feature = "user")]
 mod pod {
     // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl aya::Pod for super::ReasonCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Answers {}
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_gets_no_answer_is_dropped() {
+        for reason in Reason::ALL {
+            let answered = reason.action() == Action::Answer;
+            assert_eq!(reason.unanswered() != *reason, answered, "{reason:?}");
+            assert!(!answered || reason.unanswered().action() == Action::Drop, "{reason:?}");
+        }
+    }
 
     #[test]
     fn every_reason_has_a_counter_and_a_name_of_its_own() {

@@ -58,6 +58,12 @@ pub trait Frame {
     /// Like [`Frame::at`], to be written.
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 
+    /// Puts `bytes` more before the frame's start, with anything in them. `None` if there is no room.
+    fn extend_front(&mut self, bytes: usize) -> Option<()>;
+
+    /// Cuts off what is beyond `length` bytes. `None` if there are fewer.
+    fn truncate(&mut self, length: usize) -> Option<()>;
+
     /// Does rare work on the frame that is called out of line. A frame that is passed to a function has to lie in memory,
     /// from its beginning on; an implementation that is better kept in registers lends a copy of itself.
     #[inline(always)]

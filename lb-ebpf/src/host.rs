@@ -79,6 +79,17 @@ impl Frame for HostFrame {
         // SAFETY: as in `at`; `&mut self` keeps other references to the frame away.
         Some(unsafe { &mut *pointer })
     }
+
+    fn extend_front(&mut self, bytes: usize) -> Option<()> {
+        self.bytes.splice(..0, std::iter::repeat_n(0xa5, bytes));
+        Some(())
+    }
+
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        let enough = length <= self.bytes.len();
+        self.bytes.truncate(length);
+        enough.then_some(())
+    }
 }
 
 /// What another CPU does between two operations of this one.
@@ -98,6 +109,7 @@ pub struct HostTables {
     flows_v6: FlowTable<V6>,
     reasons: RefCell<HashMap<Reason, u64>>,
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
+    answers: Cell<(Tick, u32)>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -360,6 +372,13 @@ impl Tables for &HostTables {
         let port = *next;
         *next = next.wrapping_add(1);
         port
+    }
+
+    fn take_answer(self, now: Tick) -> u32 {
+        let (tick, number) = self.answers.get();
+        let number = if tick == now { number } else { 0 };
+        self.answers.set((now, number + 1));
+        number
     }
 
     fn count(self, reason: Reason) {

@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// Type, code, checksum, and four bytes whose meaning depends on the type (RFC 792, RFC 4443 section 2.1).
-const HEADER: usize = 8;
+pub(crate) const HEADER: usize = 8;
 /// Offset of the checksum in it.
-const CHECKSUM: usize = 2;
+pub(crate) const CHECKSUM: usize = 2;
 
 /// What of the transport is quoted at least (RFC 792): ports and four bytes more.
 const QUOTED: usize = 8;
@@ -28,6 +28,13 @@ const QUOTED: usize = 8;
 pub trait Icmp: Network {
     /// IP protocol number.
     const ICMP: u8;
+
+    /// 'Time exceeded in transit': type and code.
+    const TIME_EXCEEDED: [u8; 2];
+    /// Bytes of a network header without options.
+    const HEADER: usize;
+    /// Bytes that an error quotes at the most; a multiple of four.
+    const QUOTE: usize;
 
     /// Whether messages of that type are errors about one packet, which they quote.
     fn is_error(kind: u8) -> bool;
@@ -52,12 +59,33 @@ pub trait Icmp: Network {
     /// What a change of the packet's addresses is to the checksum of the message in it.
     fn pseudo_header(delta: Delta) -> Delta;
 
+    /// Writes the header of a packet that carries an ICMP message of `length` bytes; returns the sum of what its checksum
+    /// covers beside it.
+    fn write(
+        frame: &mut impl Frame,
+        offset: usize,
+        src: &Self::Address,
+        dst: &Self::Address,
+        length: usize,
+    ) -> Option<Sum>;
+
+    /// Whether that may be the address of one host: only those are told of errors (RFC 1122 section 3.2.2, RFC 4443
+    /// section 2.4(e)).
+    fn is_one_host(address: &Self::Address) -> bool;
+
     /// Whether that is the same address. Not `==`: derived, that calls `bcmp`, byte by byte on BPF.
     fn is_same(one: &Self::Address, other: &Self::Address) -> bool;
 }
 
+/// What routers give their own packets (RFC 1700).
+const HOPS: u8 = 64;
+
 impl Icmp for V4 {
     const ICMP: u8 = 1;
+    const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const HEADER: usize = size_of::<Ipv4Hdr>();
+    /// RFC 1812 section 4.3.2.3: 576 bytes in all.
+    const QUOTE: usize = 576 - Self::HEADER - HEADER;
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -116,6 +144,50 @@ impl Icmp for V4 {
     }
 
     #[inline(always)]
+    fn write(
+        frame: &mut impl Frame,
+        offset: usize,
+        src: &Address4,
+        dst: &Address4,
+        length: usize,
+    ) -> Option<Sum> {
+        /// RFC 791 section 3.1: version and header length in words.
+        const VERSION: u8 = 0x45;
+        /// 'Internetwork control' (RFC 1812 section 4.3.2.5).
+        const PRECEDENCE: u8 = 0xc0;
+        /// What is never fragmented needs no identification (RFC 6864 section 4.1).
+        const DONT_FRAGMENT: u16 = 0x4000;
+
+        let header: &mut Ipv4Hdr = frame.at_mut(offset)?;
+        header.vihl = VERSION;
+        header.tos = PRECEDENCE;
+        header.tot_len.store(u16::try_from(Self::HEADER + length).ok()?.to_be());
+        header.id.store(0);
+        header.frags.store(DONT_FRAGMENT.to_be());
+        header.ttl = HOPS;
+        header.proto = Self::ICMP;
+        header.src_addr.store(src.0);
+        header.dst_addr.store(dst.0);
+        let sum = Sum::of_word(u16::from_ne_bytes([VERSION, PRECEDENCE]))
+            .plus(Sum::of_word(header.tot_len.load()))
+            .plus(Sum::of_word(DONT_FRAGMENT.to_be()))
+            .plus(Sum::of_word(u16::from_ne_bytes([HOPS, Self::ICMP])))
+            .plus(Self::sum(src))
+            .plus(Self::sum(dst));
+        header.check.store(sum.checksum());
+        Some(Sum::default())
+    }
+
+    /// Not 'this network', loopback, multicast, reserved and broadcast (RFC 6890, RFC 5771).
+    #[inline(always)]
+    fn is_one_host(address: &Address4) -> bool {
+        const MULTICAST: u8 = 224;
+
+        let [first, ..] = address.0.to_ne_bytes();
+        first != 0 && first != 127 && first < MULTICAST
+    }
+
+    #[inline(always)]
     fn is_same(one: &Address4, other: &Address4) -> bool {
         one.0 == other.0
     }
@@ -123,6 +195,10 @@ impl Icmp for V4 {
 
 impl Icmp for V6 {
     const ICMP: u8 = 58;
+    const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const HEADER: usize = size_of::<Ipv6Hdr>();
+    /// RFC 4443 section 2.4(c): as much as the minimum MTU has room for.
+    const QUOTE: usize = 1280 - Self::HEADER - HEADER;
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -172,6 +248,40 @@ impl Icmp for V6 {
     #[inline(always)]
     fn pseudo_header(delta: Delta) -> Delta {
         delta
+    }
+
+    #[inline(always)]
+    fn write(
+        frame: &mut impl Frame,
+        offset: usize,
+        src: &Address6,
+        dst: &Address6,
+        length: usize,
+    ) -> Option<Sum> {
+        /// RFC 8200 section 3: version, and neither traffic class nor flow label.
+        const VERSION: [u8; 4] = [0x60, 0, 0, 0];
+
+        let header: &mut Ipv6Hdr = frame.at_mut(offset)?;
+        let length = u16::try_from(length).ok()?.to_be();
+        header.vcf.store(u32::from_ne_bytes(VERSION));
+        header.payload_len.store(length);
+        header.next_hdr = Self::ICMP;
+        header.hop_limit = HOPS;
+        header.src_addr.store(src.0);
+        header.dst_addr.store(dst.0);
+        // RFC 8200 section 8.1.
+        let protocol = Sum::of_word(u16::from(Self::ICMP).to_be());
+        Some(Self::sum(src).plus(Self::sum(dst)).plus(Sum::of_word(length)).plus(protocol))
+    }
+
+    /// Not unspecified, loopback (both begin with 96 zeros), multicast (RFC 4291 sections 2.5 and 2.7).
+    #[inline(always)]
+    fn is_one_host(address: &Address6) -> bool {
+        const MULTICAST: u8 = 0xff;
+
+        let [a, b, c, _] = address.0;
+        let [first, ..] = a.to_ne_bytes();
+        first != MULTICAST && (a | b | c) != 0
     }
 
     #[inline(always)]
@@ -245,10 +355,11 @@ impl<F: Icmp> Report<F> {
     ///
     /// # Errors
     ///
-    /// [`Reason::TtlExpired`] if not.
+    /// [`Reason::TtlExpiredUnanswered`] if not: no error is sent about an error (RFC 1122 section 3.2.2, RFC 4443
+    /// section 2.4(e)).
     #[inline(always)]
     pub const fn may_travel(&self) -> Result<(), Reason> {
-        if self.hops > 1 { Ok(()) } else { Err(Reason::TtlExpired) }
+        if self.hops > 1 { Ok(()) } else { Err(Reason::TtlExpiredUnanswered) }
     }
 
     /// Writes the error as the flow's other side is to see it: it comes from where answers come from, about the packet
@@ -280,6 +391,26 @@ impl<F: Icmp> Report<F> {
         check.store(delta.and(F::pseudo_header(outer)).apply(check.load()));
         F::rewrite(frame, self.network, becomes, outer.and(Delta::ONE_HOP))?;
         rewrite::link(frame, hop)
+    }
+}
+
+/// What an answer to a packet says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// It has passed as many routers as it may.
+    TimeExceeded,
+}
+
+impl Message {
+    /// Writes the ICMP header at `offset`, its checksum being zero yet.
+    #[inline(always)]
+    pub fn write<F: Icmp>(self, frame: &mut impl Frame, offset: usize) -> Option<()> {
+        let ([kind, code], word) = match self {
+            Self::TimeExceeded => (F::TIME_EXCEEDED, 0),
+        };
+        frame.at_mut::<[u8; 4]>(offset)?.store(u32::from_ne_bytes([kind, code, 0, 0]));
+        frame.at_mut::<[u8; 4]>(offset + 4)?.store(word);
+        Some(())
     }
 }
 

@@ -15,6 +15,7 @@
 #[cfg(any(test, feature = "host"))]
 extern crate std;
 
+pub mod answer;
 pub mod connect;
 pub mod forward;
 pub mod frame;
@@ -32,12 +33,12 @@ pub mod transport;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Protocol, Reason, V4, V6};
+use lb_common::{Action, Protocol, Reason, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
-    icmp::{Icmp, Report},
+    icmp::{Icmp, Message, Report},
     parse::{Arrival, Packet},
     tables::{Flow, Flows},
 };
@@ -47,7 +48,7 @@ use crate::{
 pub struct Verdict {
     /// Gives the action and the counter.
     pub reason: Reason,
-    /// Interface through which a forwarded frame leaves; 0 for others.
+    /// Interface through which a forwarded frame, or an answer, leaves; 0 for others.
     pub egress: u32,
 }
 
@@ -73,11 +74,31 @@ where
 {
     let arrival = Arrival::of(frame, ingress)?;
     if arrival.ether_type == EtherType::Ipv4 as u16 {
-        translate::<V4, M>(frame, tables, &arrival)
+        translate_or_answer::<V4, M>(frame, tables, &arrival)
     } else if arrival.ether_type == EtherType::Ipv6 as u16 {
-        translate::<V6, M>(frame, tables, &arrival)
+        translate_or_answer::<V6, M>(frame, tables, &arrival)
     } else {
         Err(Reason::NotIp)
+    }
+}
+
+/// Sends the packet on or, where it is to get one, an answer back.
+#[inline(always)]
+fn translate_or_answer<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+) -> Result<Verdict, Reason> {
+    let reason = match translate::<F, M>(frame, tables, arrival) {
+        Err(reason) if reason.action() == Action::Answer => reason,
+        settled => return settled,
+    };
+    let ingress = arrival.back.ifindex;
+    let message = Message::TimeExceeded;
+    if frame.lend(|frame| answer::answer::<F, M>(frame, tables, ingress, message)) {
+        Ok(Verdict { reason, egress: ingress })
+    } else {
+        Err(reason.unanswered())
     }
 }
 

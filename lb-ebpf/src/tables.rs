@@ -25,6 +25,8 @@ pub trait Tables: Copy {
     fn take_turn(self, service: u32) -> u64;
     /// The next number in the sequence of SNAT ports at that cursor; no two callers get the same answer.
     fn take_port(self, cursor: u32) -> u32;
+    /// How many answers this CPU has given in the tick `now` before this one.
+    fn take_answer(self, now: Tick) -> u32;
     /// Counts a verdict.
     fn count(self, reason: Reason);
     /// Counts a packet of `bytes` between a backend and its clients.

@@ -30,12 +30,13 @@ pub(crate) mod name {
     pub(crate) const NEXT_HOPS: &str = "NEXT_HOPS";
     pub(crate) const CURSORS: &str = "CURSORS";
     pub(crate) const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
+    pub(crate) const ANSWERS: &str = "ANSWERS";
     pub(crate) const REASONS: &str = "REASONS";
     pub(crate) const META: &str = "META";
     pub(crate) const INTERFACES: &str = "INTERFACES";
 
     /// All that are pinned.
-    pub(crate) const PINNED: [&str; 13] = [
+    pub(crate) const PINNED: [&str; 14] = [
         FLOWS_V4,
         FLOWS_V6,
         SERVICES,
@@ -46,6 +47,7 @@ pub(crate) mod name {
         NEXT_HOPS,
         CURSORS,
         BACKEND_COUNTERS,
+        ANSWERS,
         REASONS,
         META,
         INTERFACES,

@@ -479,6 +479,10 @@ macro_rules! every_case {
             icmp_errors_that_quote_something_else_pass,
             malformed_icmp_errors_pass,
             other_icmp_passes,
+            time_exceeded_quotes_as_much_as_the_rfcs_want,
+            time_exceeded_quotes_ipv4_options,
+            with_one_arm_answers_leave_where_their_packets_came_in,
+            what_must_not_be_answered_is_dropped,
         }
     };
 }
@@ -780,7 +784,7 @@ rules! {
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
         for hops in [0, 1] {
             let first = Packet { hops, ..connection.request(Control::SYN) };
-            case.refuses(Reason::TtlExpired, CLIENTS, first.frame());
+            case.says_time_exceeded(CLIENTS, &first);
             let elsewhere = Packet { dst: SocketAddr::new(kind.vip(), PORT + 1), ..first };
             case.refuses(Reason::NoService, CLIENTS, elsewhere.frame());
         }
@@ -788,9 +792,9 @@ rules! {
         case.opens(&connection);
         for hops in [0, 1] {
             let request = Packet { hops, ..connection.request(Control::ACK) };
-            case.refuses(Reason::TtlExpired, CLIENTS, request.frame());
+            case.says_time_exceeded(CLIENTS, &request);
             let reply = Packet { hops, ..connection.reply(Control::ACK) };
-            case.refuses(Reason::TtlExpired, SERVERS, reply.frame());
+            case.says_time_exceeded(SERVERS, &reply);
         }
         for hops in [2, 255] {
             case.request_packet(&connection, &Packet { hops, ..connection.request(Control::ACK) });

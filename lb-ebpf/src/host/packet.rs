@@ -145,31 +145,17 @@ impl Packet {
     fn ip_header(&self) -> IpHeaders {
         // Everything that has to stay as it is has a value that shows.
         const TRAFFIC_CLASS: u8 = 0xb9;
-        match (self.src.ip(), self.dst.ip()) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let mut header = Ipv4Header::new(0, self.hops, IpNumber(0), src.octets(), dst.octets())
-                    .expect("an empty packet is not too long");
-                header.dscp = (TRAFFIC_CLASS >> 2).try_into().expect("six bits");
-                header.ecn = (TRAFFIC_CLASS & 3).try_into().expect("two bits");
+        let mut headers = ip_header((self.src.ip(), self.dst.ip()), self.hops, TRAFFIC_CLASS);
+        match &mut headers {
+            IpHeaders::Ipv4(header, _) => {
                 header.identification = 0x1234;
-                header.dont_fragment = true;
                 header.options = self.ip_options[..].try_into().expect("IPv4 options fit");
-                IpHeaders::Ipv4(header, Default::default())
             }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => IpHeaders::Ipv6(
-                Ipv6Header {
-                    traffic_class: TRAFFIC_CLASS,
-                    flow_label: Ipv6FlowLabel::try_new(0xa_bcde).expect("twenty bits"),
-                    payload_length: 0,
-                    next_header: IpNumber(0),
-                    hop_limit: self.hops,
-                    source: src.octets(),
-                    destination: dst.octets(),
-                },
-                Default::default(),
-            ),
-            (src, dst) => panic!("{src} and {dst} are of two families"),
+            IpHeaders::Ipv6(header, _) => {
+                header.flow_label = Ipv6FlowLabel::try_new(0xa_bcde).expect("twenty bits");
+            }
         }
+        headers
     }
 
     fn tcp_header(&self) -> TcpHeader {
@@ -187,6 +173,33 @@ impl Packet {
     }
 }
 
+/// The header of a packet between those two that is not to be fragmented.
+fn ip_header(addresses: (IpAddr, IpAddr), hops: u8, traffic_class: u8) -> IpHeaders {
+    match addresses {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let mut header = Ipv4Header::new(0, hops, IpNumber(0), src.octets(), dst.octets())
+                .expect("an empty packet is not too long");
+            header.dscp = (traffic_class >> 2).try_into().expect("six bits");
+            header.ecn = (traffic_class & 3).try_into().expect("two bits");
+            header.dont_fragment = true;
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => IpHeaders::Ipv6(
+            Ipv6Header {
+                traffic_class,
+                flow_label: Ipv6FlowLabel::ZERO,
+                payload_length: 0,
+                next_header: IpNumber(0),
+                hop_limit: hops,
+                source: src.octets(),
+                destination: dst.octets(),
+            },
+            Default::default(),
+        ),
+        (src, dst) => panic!("{src} and {dst} are of two families"),
+    }
+}
+
 /// An ICMP error in its frame.
 #[derive(Clone, Debug)]
 pub struct IcmpError {
@@ -200,6 +213,8 @@ pub struct IcmpError {
     pub dst: IpAddr,
     /// TTL or hop limit.
     pub hops: u8,
+    /// Traffic class or type of service.
+    pub traffic_class: u8,
     /// Type and code.
     pub kind: (u8, u8),
     /// What stands between checksum and quotation: an MTU, say.
@@ -216,18 +231,13 @@ impl IcmpError {
     /// If the families are mixed, or the quotation too long.
     pub fn frame(&self) -> Vec<u8> {
         let (kind, code) = self.kind;
-        let ip = PacketBuilder::ethernet2(self.from, self.to);
+        let header = ip_header((self.src, self.dst), self.hops, self.traffic_class);
+        let ip = PacketBuilder::ethernet2(self.from, self.to).ip(header);
         let mut frame = Vec::new();
-        match (self.src, self.dst) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => ip
-                .ipv4(src.octets(), dst.octets(), self.hops)
-                .icmpv4_raw(kind, code, self.word)
-                .write(&mut frame, &self.quote),
-            (IpAddr::V6(src), IpAddr::V6(dst)) => ip
-                .ipv6(src.octets(), dst.octets(), self.hops)
-                .icmpv6_raw(kind, code, self.word)
-                .write(&mut frame, &self.quote),
-            (src, dst) => panic!("{src} and {dst} are of two families"),
+        if self.src.is_ipv4() {
+            ip.icmpv4_raw(kind, code, self.word).write(&mut frame, &self.quote)
+        } else {
+            ip.icmpv6_raw(kind, code, self.word).write(&mut frame, &self.quote)
         }
         .expect("the packet is not too long");
         frame

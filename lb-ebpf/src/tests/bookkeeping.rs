@@ -5,6 +5,7 @@ use core::time::Duration;
 use lb_common::{BackendCounters, ConnectionState, Protocol, Reason, Seen, Side, Traffic, V4, V6};
 
 use super::pairs::{reply, request, tables};
+use crate::answer::BUDGET;
 use crate::host::{
     HostFamily, HostTables,
     cases::{CLIENTS, Ip, Kind, SERVERS, process},
@@ -164,6 +165,23 @@ fn every_frame_is_counted_once() {
         for client_port in [4, 5] {
             let refused = kind.connection(client_port, 1, 0).request(Control::SYN).frame();
             check(CLIENTS, &refused, Reason::PortsExhausted);
+        }
+    }
+}
+
+#[test]
+fn a_cpu_gives_only_so_many_answers_in_a_while_and_counts_the_rest() {
+    for kind in Kind::ALL {
+        let tables = tables(kind, 1);
+        let expired = Packet { hops: 1, ..kind.connection(40_000, 1, 1024).request(Control::SYN) }.frame();
+        let budget = u64::from(BUDGET);
+        for while_ in 1..=3 {
+            for _ in 0..2 * budget {
+                process(&tables, CLIENTS, &expired);
+            }
+            assert_eq!(tables.count_of(Reason::TtlExpired), while_ * budget);
+            assert_eq!(tables.count_of(Reason::TtlExpiredUnanswered), while_ * budget);
+            tables.advance(Duration::from_secs(1));
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::net::{IpAddr, SocketAddr};
 use std::vec::Vec;
 
-use lb_common::Reason;
+use lb_common::{Action, Reason};
 
 use super::pairs::{check_whole_pairs, tables};
 use crate::host::{
@@ -134,6 +134,7 @@ fn checksums_in_errors_are_right_after_as_often_as_before() {
             src: random.address(kind.ip),
             dst: sent.src.ip(),
             hops: 2 + random.byte() % 254,
+            traffic_class: random.byte(),
             kind: if kind.ip == Ip::V4 { (3, random.byte()) } else { (1, random.byte()) },
             word: core::array::from_fn(|_| random.byte()),
             quote: frame[14..end].to_vec(),
@@ -190,11 +191,18 @@ fn whatever_comes_in_nothing_panics_and_only_what_is_forwarded_is_touched() {
         }
         let ingress = random.choose(&[CLIENTS, SERVERS, ELSEWHERE]);
         let outcome = process(tables, ingress, &frame);
-        if outcome.reason == Reason::Forwarded {
-            forwarded += 1;
-            assert_ne!(outcome.egress, 0);
-        } else {
-            assert_eq!((outcome.egress, &outcome.frame), (0, &frame), "{:?}", outcome.reason);
+        match outcome.reason.action() {
+            Action::Forward => {
+                forwarded += 1;
+                assert_ne!(outcome.egress, 0);
+            }
+            Action::Answer => {
+                assert_eq!(outcome.egress, ingress);
+                assert!(checksums_hold(&outcome.frame), "{:02x?}", outcome.frame);
+            }
+            Action::Pass | Action::Drop => {
+                assert_eq!((outcome.egress, &outcome.frame), (0, &frame), "{:?}", outcome.reason);
+            }
         }
     }
     assert!(forwarded > 10_000, "{forwarded} are not many");

@@ -26,10 +26,12 @@ pub(crate) fn lb(context: XdpContext) -> u32 {
     let verdict = lb_ebpf::process(&mut XdpFrame::new(&context), Maps, ingress);
     report(&context, verdict.reason, ingress);
     match verdict.reason.action() {
-        Action::Forward if verdict.egress == ingress && SEND_BACK_BY_REDIRECT.load() == 0 => {
+        Action::Forward | Action::Answer
+            if verdict.egress == ingress && SEND_BACK_BY_REDIRECT.load() == 0 =>
+        {
             xdp_action::XDP_TX
         }
-        Action::Forward => redirect(verdict.egress),
+        Action::Forward | Action::Answer => redirect(verdict.egress),
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
     }
@@ -55,7 +57,12 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         Reason::TableFull | Reason::PortsExhausted | Reason::NoBackend | Reason::NoNextHop => {
             refused(XdpContext::new(context.ctx), reason, ingress);
         }
-        Reason::Stray | Reason::Malformed | Reason::NoChecksum | Reason::TtlExpired | Reason::Fragment => {
+        Reason::Stray
+        | Reason::Malformed
+        | Reason::NoChecksum
+        | Reason::TtlExpired
+        | Reason::TtlExpiredUnanswered
+        | Reason::Fragment => {
             odd(XdpContext::new(context.ctx), reason, ingress);
         }
         Reason::Forwarded

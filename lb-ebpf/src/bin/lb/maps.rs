@@ -9,8 +9,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
 };
 use lb_common::{
-    Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Seen, Service,
-    ServiceKey, Side, Tick, V4, V6,
+    Answers, Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Seen,
+    Service, ServiceKey, Side, Tick, V4, V6,
     backend::MAX_BACKENDS,
     service::{MAX_SERVICES, MAX_SLOTS},
     verdict::ReasonCounters,
@@ -40,6 +40,8 @@ static NEXT_HOPS: Array<Hop> = Array::pinned(MAX_BACKENDS, 0);
 static CURSORS: Array<u64> = Array::pinned(MAX_BACKENDS, 0);
 #[map]
 static BACKEND_COUNTERS: PerCpuArray<BackendCounters> = PerCpuArray::pinned(MAX_BACKENDS, 0);
+#[map]
+static ANSWERS: PerCpuArray<Answers> = PerCpuArray::pinned(1, 0);
 #[map]
 static REASONS: PerCpuArray<ReasonCounters> = PerCpuArray::pinned(1, 0);
 /// Not read here: the control path keeps it with the rest.
@@ -173,6 +175,19 @@ impl Tables for Maps {
     #[expect(clippy::cast_possible_truncation, reason = "a sequence that goes round")]
     fn take_port(self, cursor: u32) -> u32 {
         take(&CURSORS, cursor) as u32
+    }
+
+    #[inline(always)]
+    fn take_answer(self, now: Tick) -> u32 {
+        // Without counting, no answer is free.
+        let Some(answers) = ANSWERS.get_ptr_mut(0) else { return u32::MAX };
+        // SAFETY: this CPU's own copy, not null.
+        let answers = unsafe { &mut *answers };
+        if answers.tick != now {
+            *answers = Answers { tick: now, number: 0 };
+        }
+        answers.number = answers.number.saturating_add(1);
+        answers.number - 1
     }
 
     #[inline(always)]

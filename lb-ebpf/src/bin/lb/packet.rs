@@ -1,11 +1,16 @@
 //! Packet memory as a [`Frame`].
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use lb_ebpf::frame::{Frame, Wire};
 
 /// The linear part of an XDP frame.
 #[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
+    context: *mut xdp_md,
     start: usize,
     end: usize,
 }
@@ -13,7 +18,14 @@ pub(crate) struct XdpFrame {
 impl XdpFrame {
     #[inline(always)]
     pub(crate) fn new(context: &XdpContext) -> Self {
-        Self { start: context.data(), end: context.data_end() }
+        Self { context: context.ctx, start: context.data(), end: context.data_end() }
+    }
+
+    /// Takes the frame as it is after its bounds have moved; `moved` is what the kernel said to that.
+    #[inline(always)]
+    fn look_again(&mut self, moved: i64) -> Option<()> {
+        *self = Self::new(&XdpContext::new(self.context));
+        (moved == 0).then_some(())
     }
 
     #[inline(always)]
@@ -39,6 +51,22 @@ impl Frame for XdpFrame {
     fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as in `at`; `&mut self` keeps other references to the frame away.
         self.pointer(offset).map(|pointer| unsafe { &mut *pointer })
+    }
+
+    #[inline(always)]
+    fn extend_front(&mut self, bytes: usize) -> Option<()> {
+        let delta = i32::try_from(bytes).ok()?.wrapping_neg();
+        // SAFETY: the context is the one that the kernel handed over; pointers into the frame are made anew.
+        let moved = unsafe { bpf_xdp_adjust_head(self.context, delta) };
+        self.look_again(moved)
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> Option<()> {
+        let delta = i32::try_from(self.length().checked_sub(length)?).ok()?.wrapping_neg();
+        // SAFETY: as in `extend_front`.
+        let moved = unsafe { bpf_xdp_adjust_tail(self.context, delta) };
+        self.look_again(moved)
     }
 
     #[inline(always)]

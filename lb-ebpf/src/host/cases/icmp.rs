@@ -54,6 +54,7 @@ impl Connection {
             src: from,
             dst: self.snat.ip(),
             hops: 61,
+            traffic_class: 0xc0,
             kind,
             word: [0, 0, 5, 0],
             quote,
@@ -81,6 +82,7 @@ impl Connection {
             src: from,
             dst: self.vip.ip(),
             hops: 61,
+            traffic_class: 0xc0,
             kind,
             word: [0, 0, 5, 0],
             quote,
@@ -143,6 +145,38 @@ impl Case {
     #[track_caller]
     fn relays(&mut self, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
         self.leaves(Reason::IcmpForwarded, ingress, frame, egress, becomes);
+    }
+}
+
+impl Case {
+    /// Expects the packet to be answered with 'time exceeded'.
+    #[track_caller]
+    pub(super) fn says_time_exceeded(&mut self, ingress: u32, packet: &Packet) {
+        let kind = if packet.src.is_ipv4() { (11, 0) } else { (3, 0) };
+        self.answers(Reason::TtlExpired, ingress, packet, kind, [0; 4]);
+    }
+
+    /// Expects the packet to be answered by whom it was sent to, who is here.
+    #[track_caller]
+    fn answers(&mut self, reason: Reason, ingress: u32, packet: &Packet, kind: Error, word: [u8; 4]) {
+        // RFC 1812 section 4.3.2: 576 bytes in all, internetwork control; RFC 4443 section 2.4: the minimum MTU.
+        let (most, traffic_class) = if packet.src.is_ipv4() { (576 - 28, 0xc0) } else { (1280 - 48, 0) };
+        let frame = packet.frame();
+        let whole = &frame[ETHERNET..frame.len() - packet.trailer.len()];
+        // In whole words.
+        let length = whole.len().min(most) / 4 * 4;
+        let answer = IcmpError {
+            from: packet.to,
+            to: packet.from,
+            src: packet.dst.ip(),
+            dst: packet.src.ip(),
+            hops: 64,
+            traffic_class,
+            kind,
+            word,
+            quote: whole[..length].to_vec(),
+        };
+        self.leaves(reason, ingress, frame, ingress, answer.frame());
     }
 }
 
@@ -275,7 +309,7 @@ rules! {
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
         case.opens(&connection);
         for hops in [0, 1] {
-            case.refuses(Reason::TtlExpired, SERVERS, IcmpError { hops, ..some_error(&connection) }.frame());
+            case.refuses(Reason::TtlExpiredUnanswered, SERVERS, IcmpError { hops, ..some_error(&connection) }.frame());
         }
     }
 
@@ -376,6 +410,64 @@ rules! {
         }
         for dst in [kind.server(254), kind.server(1)] {
             case.refuses(Reason::Malformed, SERVERS, IcmpError { dst, ..error.clone() }.frame());
+        }
+    }
+
+    /// RFC 792: the header and eight bytes at least; RFC 1812 section 4.3.2.3: 576 bytes in all; RFC 4443 section 2.4(c): as
+    /// much as the minimum MTU has room for. No padding.
+    time_exceeded_quotes_as_much_as_the_rfcs_want(Kind::ALL, 1, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        case.opens(&connection);
+        for length in [0, 1, 2, 3, 4, 5, 100, 507, 508, 509, 520, 521, 1171, 1172, 1185, 1186, 1440] {
+            let payload = vec![0xc3; length];
+            let request = Packet { hops: 1, payload: payload.clone(), ..connection.request(Control::ACK) };
+            case.says_time_exceeded(CLIENTS, &request);
+            case.says_time_exceeded(SERVERS, &Packet { hops: 1, payload, ..connection.reply(Control::ACK) });
+        }
+        for length in [1, 18] {
+            let trailer = vec![0xa5; length];
+            case.says_time_exceeded(CLIENTS, &Packet { hops: 1, trailer, ..connection.request(Control::ACK) });
+        }
+    }
+
+    /// The answer itself has none.
+    time_exceeded_quotes_ipv4_options(Kind::V4, 1, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        for words in 1..=10 {
+            let ip_options = vec![1; words * 4];
+            case.says_time_exceeded(CLIENTS, &Packet { hops: 1, ip_options, ..connection.request(Control::SYN) });
+        }
+    }
+
+    /// Clients and servers on one switch.
+    with_one_arm_answers_leave_where_their_packets_came_in(Kind::ALL, 1, kind, case) {
+        let connection = one_arm(kind.connection(CLIENT_PORT, 1, FIRST));
+        case.opens(&connection);
+        case.says_time_exceeded(SERVERS, &Packet { hops: 1, ..connection.request(Control::ACK) });
+        case.says_time_exceeded(SERVERS, &Packet { hops: 1, ..connection.reply(Control::ACK) });
+    }
+
+    /// RFC 1122 section 3.2.2, RFC 4443 section 2.4(e): to many hosts, or from none.
+    what_must_not_be_answered_is_dropped(Kind::ALL, 1, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        let request = Packet { hops: 1, ..connection.request(Control::SYN) };
+        for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+            case.refuses(Reason::TtlExpiredUnanswered, CLIENTS, Packet { to, ..request.clone() }.frame());
+        }
+        let sources: &[&str] = match kind.ip {
+            Ip::V4 => &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255"],
+            Ip::V6 => &["::", "::1", "ff02::1", "ff0e::1234"],
+        };
+        for source in sources {
+            let src = SocketAddr::new(source.parse().expect("an address"), CLIENT_PORT);
+            case.refuses(Reason::TtlExpiredUnanswered, CLIENTS, Packet { src, ..request.clone() }.frame());
+        }
+        for source in match kind.ip {
+            Ip::V4 => ["1.0.0.1", "126.0.0.1", "128.0.0.1", "223.255.255.254"],
+            Ip::V6 => ["fe80::1", "fd00::1", "2001:db8::", "64:ff9b::1"],
+        } {
+            let src = SocketAddr::new(source.parse().expect("an address"), CLIENT_PORT);
+            case.says_time_exceeded(CLIENTS, &Packet { src, ..request.clone() });
         }
     }
 

@@ -1,0 +1,84 @@
+//! Answers to packets that cannot be sent on: ICMP errors to whoever sent them (RFC 792, RFC 4443), made of the packet
+//! itself, which they quote.
+
+use lb_common::{Hop, checksum::Sum};
+use network_types::eth::EthHdr;
+
+use crate::{
+    frame::{Field as _, Frame, Link},
+    icmp::{self, Icmp},
+    parse::Arrival,
+    rewrite,
+    tables::Tables,
+};
+
+/// Answers of one CPU in one tick at the most (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)): a few hundred a second.
+pub const BUDGET: u32 = 100;
+
+/// Makes of the frame the answer to the packet in it, which has come in through interface `ingress` and says `kind`: it
+/// leaves where the packet came in. Says whether there is one; else the frame is to be dropped.
+#[inline(never)]
+pub fn answer<F: Icmp, M: Tables>(
+    frame: &mut impl Frame,
+    tables: M,
+    ingress: u32,
+    message: icmp::Message,
+) -> bool {
+    write::<F, M>(frame, tables, ingress, message).is_some()
+}
+
+#[inline(always)]
+fn write<F: Icmp, M: Tables>(
+    frame: &mut impl Frame,
+    tables: M,
+    ingress: u32,
+    message: icmp::Message,
+) -> Option<()> {
+    let arrival = Arrival::of(frame, ingress).ok()?;
+    let packet = F::parse(frame, arrival.network).ok()?;
+    let link: &Link = frame.at(0)?;
+    let to_one_host = link.dst_head[0] & GROUP == 0;
+    if !to_one_host || !F::is_one_host(&packet.src) || tables.take_answer(tables.now()) >= BUDGET {
+        return None;
+    }
+    // Whole words, so that the sum needs no case for the rest; more than the eight bytes of the transport stay (RFC 792),
+    // for headers are of whole words.
+    let length = packet.transport + packet.payload - arrival.network;
+    let quoted = length.min(F::QUOTE) & !(WORD - 1);
+
+    // Between the Ethernet header and the packet.
+    frame.extend_front(F::HEADER + icmp::HEADER)?;
+    let message_at = arrival.network + F::HEADER;
+    let quote_at = message_at + icmp::HEADER;
+    frame.truncate(quote_at + quoted)?;
+    write_link(frame, &arrival.back, arrival.ether_type)?;
+    // The packet's destination is an address of ours.
+    let pseudo_header = F::write(frame, arrival.network, &packet.dst, &packet.src, icmp::HEADER + quoted)?;
+    message.write::<F>(frame, message_at)?;
+    let sum = sum_to_end(frame, message_at, (icmp::HEADER + F::QUOTE) / WORD).plus(pseudo_header);
+    frame.at_mut::<[u8; 2]>(message_at + icmp::CHECKSUM)?.store(sum.checksum());
+    Some(())
+}
+
+/// In the first byte of a MAC address: it is that of many hosts (IEEE 802).
+const GROUP: u8 = 1;
+
+const WORD: usize = 4;
+
+#[inline(always)]
+fn write_link(frame: &mut impl Frame, back: &Hop, ether_type: u16) -> Option<()> {
+    let header: &mut EthHdr = frame.at_mut(0)?;
+    header.ether_type = ether_type;
+    rewrite::link(frame, back)
+}
+
+/// The sum of the words from `offset` to the frame's end, of `words` at the most.
+#[inline(always)]
+fn sum_to_end(frame: &impl Frame, offset: usize, words: usize) -> Sum {
+    let mut sum = Sum::default();
+    for word in 0..words {
+        let Some(bytes) = frame.at::<[u8; WORD]>(offset + word * WORD) else { break };
+        sum = sum.plus(Sum::of_double_word(bytes.load()));
+    }
+    sum
+}
