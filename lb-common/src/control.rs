@@ -43,8 +43,8 @@ pub struct Interface {
     pub since: u64,
     /// 1 native, 2 generic.
     pub mode: u32,
-    /// Keeps the size a multiple of eight.
-    pub zero: u32,
+    /// The largest IP packet that leaves through it; 0 while unknown.
+    pub mtu: u32,
 }
 
 #[cfg(feature = "user")]

@@ -39,6 +39,7 @@ macro_rules! reasons {
             pub const fn unanswered(self) -> Self {
                 match self {
                     Self::TtlExpired => Self::TtlExpiredUnanswered,
+                    Self::TooBig => Self::TooBigUnanswered,
                     other => other,
                 }
             }
@@ -73,6 +74,9 @@ reasons! {
     IcmpForwarded, Forward, "icmp-forwarded", "an ICMP error about a connection; rewritten and sent on";
     TtlExpiredUnanswered, Drop, "ttl-expired-unanswered",
         "TTL or hop limit at its end; dropped, for no answer is allowed or there were too many";
+    TooBig, Answer, "too-big", "larger than the MTU of its way out; answered with that MTU";
+    TooBigUnanswered, Drop, "too-big-unanswered",
+        "larger than the MTU of its way out; dropped, for no answer is allowed or there were too many";
     IcmpOfNoConnection, Pass, "icmp-no-connection", "an ICMP error about no connection of ours; left to the kernel";
 }
 

@@ -18,6 +18,19 @@ pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow
     way(tables, flow)
 }
 
+/// The MTU of the way that the flow's packets take, if a packet of that length is larger: to a backend, that of the route; to
+/// a client, that of the interface. Nothing is known of what lies beyond.
+#[inline(never)]
+pub fn too_narrow<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow, length: usize) -> Option<u16> {
+    let mtu = if flow.side == Side::Reply {
+        tables.interface_mtu(flow.client.ifindex)
+    } else {
+        tables.path_mtu(flow.backend)
+    };
+    // Larger than any packet is no limit, and 0 is not known.
+    u16::try_from(mtu).ok().filter(|mtu| *mtu != 0 && length > usize::from(*mtu))
+}
+
 /// The way that packets of a flow take.
 ///
 /// # Errors

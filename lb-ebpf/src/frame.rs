@@ -64,10 +64,10 @@ pub trait Frame {
     /// Cuts off what is beyond `length` bytes. `None` if there are fewer.
     fn truncate(&mut self, length: usize) -> Option<()>;
 
-    /// Does rare work on the frame that is called out of line. A frame that is passed to a function has to lie in memory,
-    /// from its beginning on; an implementation that is better kept in registers lends a copy of itself.
+    /// Does rare work on the frame, in the kernel out of line: with a stack frame of its own, and without a claim to the
+    /// registers of what is not rare.
     #[inline(always)]
-    fn lend<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T
+    fn apart<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T
     where
         Self: Sized,
     {

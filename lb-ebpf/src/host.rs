@@ -110,6 +110,8 @@ pub struct HostTables {
     reasons: RefCell<HashMap<Reason, u64>>,
     counters: RefCell<BTreeMap<u32, BackendCounters>>,
     answers: Cell<(Tick, u32)>,
+    path_mtus: RefCell<BTreeMap<u32, u32>>,
+    interface_mtus: RefCell<BTreeMap<u32, u32>>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -211,6 +213,21 @@ impl HostTables {
     /// If there is no backend with that index.
     pub fn set_next_hop(&self, backend: u32, hop: Hop) {
         self.hops.borrow_mut()[backend as usize] = hop;
+    }
+
+    /// Sets the MTU on the way to a backend; 0 is an unknown one.
+    pub fn set_path_mtu(&self, backend: u32, mtu: u32) {
+        self.path_mtus.borrow_mut().insert(backend, mtu);
+    }
+
+    /// Sets an interface's MTU; 0 is an unknown one.
+    pub fn set_interface_mtu(&self, ifindex: u32, mtu: u32) {
+        self.interface_mtus.borrow_mut().insert(ifindex, mtu);
+    }
+
+    /// The MTUs that are known on the ways to backends, by their index, and of interfaces, by theirs.
+    pub fn mtus(&self) -> (BTreeMap<u32, u32>, BTreeMap<u32, u32>) {
+        (self.path_mtus.borrow().clone(), self.interface_mtus.borrow().clone())
     }
 
     /// Sets how many flow entries there is room for, for each family; a connection takes two.
@@ -357,6 +374,24 @@ impl Tables for &HostTables {
 
     fn next_hop(self, backend: u32) -> Option<Copied<Hop>> {
         get(&self.hops, backend)
+    }
+
+    fn smallest_mtu(self) -> u32 {
+        self.path_mtus
+            .borrow()
+            .values()
+            .chain(self.interface_mtus.borrow().values())
+            .copied()
+            .min()
+            .unwrap_or(0)
+    }
+
+    fn path_mtu(self, backend: u32) -> u32 {
+        self.path_mtus.borrow().get(&backend).copied().unwrap_or(0)
+    }
+
+    fn interface_mtu(self, ifindex: u32) -> u32 {
+        self.interface_mtus.borrow().get(&ifindex).copied().unwrap_or(0)
     }
 
     fn take_turn(self, service: u32) -> u64 {

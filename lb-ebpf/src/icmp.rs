@@ -31,10 +31,15 @@ pub trait Icmp: Network {
 
     /// 'Time exceeded in transit': type and code.
     const TIME_EXCEEDED: [u8; 2];
+    /// 'Fragmentation needed' or 'packet too big': type and code.
+    const TOO_BIG: [u8; 2];
     /// Bytes of a network header without options.
     const HEADER: usize;
     /// Bytes that an error quotes at the most; a multiple of four.
     const QUOTE: usize;
+
+    /// Length of the packet whose header is at `offset`.
+    fn length(frame: &impl Frame, offset: usize) -> usize;
 
     /// Whether messages of that type are errors about one packet, which they quote.
     fn is_error(kind: u8) -> bool;
@@ -83,9 +88,15 @@ const HOPS: u8 = 64;
 impl Icmp for V4 {
     const ICMP: u8 = 1;
     const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const TOO_BIG: [u8; 2] = [3, 4];
     const HEADER: usize = size_of::<Ipv4Hdr>();
     /// RFC 1812 section 4.3.2.3: 576 bytes in all.
     const QUOTE: usize = 576 - Self::HEADER - HEADER;
+
+    #[inline(always)]
+    fn length(frame: &impl Frame, offset: usize) -> usize {
+        frame.at::<Ipv4Hdr>(offset).map_or(0, |header| u16::from_be(header.tot_len.load()).into())
+    }
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -196,9 +207,16 @@ impl Icmp for V4 {
 impl Icmp for V6 {
     const ICMP: u8 = 58;
     const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const TOO_BIG: [u8; 2] = [2, 0];
     const HEADER: usize = size_of::<Ipv6Hdr>();
     /// RFC 4443 section 2.4(c): as much as the minimum MTU has room for.
     const QUOTE: usize = 1280 - Self::HEADER - HEADER;
+
+    #[inline(always)]
+    fn length(frame: &impl Frame, offset: usize) -> usize {
+        let payload = |header: &Ipv6Hdr| usize::from(u16::from_be(header.payload_len.load()));
+        frame.at(offset).map_or(0, |header| Self::HEADER + payload(header))
+    }
 
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
@@ -399,6 +417,8 @@ impl<F: Icmp> Report<F> {
 pub enum Message {
     /// It has passed as many routers as it may.
     TimeExceeded,
+    /// Its way takes only that many bytes.
+    TooBig(u16),
 }
 
 impl Message {
@@ -407,6 +427,8 @@ impl Message {
     pub fn write<F: Icmp>(self, frame: &mut impl Frame, offset: usize) -> Option<()> {
         let ([kind, code], word) = match self {
             Self::TimeExceeded => (F::TIME_EXCEEDED, 0),
+            // RFC 1191 section 4 has 16 bits for it and zeros before, RFC 4443 section 3.2 has 32.
+            Self::TooBig(mtu) => (F::TOO_BIG, u32::from(mtu).to_be()),
         };
         frame.at_mut::<[u8; 4]>(offset)?.store(u32::from_ne_bytes([kind, code, 0, 0]));
         frame.at_mut::<[u8; 4]>(offset + 4)?.store(word);

@@ -33,7 +33,7 @@ pub mod transport;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Action, Protocol, Reason, V4, V6};
+use lb_common::{Protocol, Reason, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
@@ -82,20 +82,32 @@ where
     }
 }
 
-/// Sends the packet on or, where it is to get one, an answer back.
+/// Sends the packet on or, where its hops end here, an answer back.
 #[inline(always)]
 fn translate_or_answer<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
 ) -> Result<Verdict, Reason> {
-    let reason = match translate::<F, M>(frame, tables, arrival) {
-        Err(reason) if reason.action() == Action::Answer => reason,
-        settled => return settled,
-    };
-    let ingress = arrival.back.ifindex;
-    let message = Message::TimeExceeded;
-    if frame.lend(|frame| answer::answer::<F, M>(frame, tables, ingress, message)) {
+    match translate::<F, M>(frame, tables, arrival) {
+        Err(Reason::TtlExpired) => {
+            send_answer::<F, M>(frame, tables, arrival, Reason::TtlExpired, Message::TimeExceeded)
+        }
+        settled => settled,
+    }
+}
+
+/// Sends an answer back in place of the packet, which is refused for that reason.
+#[inline(always)]
+fn send_answer<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+    reason: Reason,
+    message: Message,
+) -> Result<Verdict, Reason> {
+    let ingress = arrival.ingress;
+    if frame.apart(move |frame| answer::answer::<F, M>(frame, tables, ingress, message).is_some()) {
         Ok(Verdict { reason, egress: ingress })
     } else {
         Err(reason.unanswered())
@@ -114,11 +126,12 @@ fn translate<F: Icmp, M: Flows<F>>(
         if network.protocol != F::ICMP {
             return Err(Reason::OtherProtocol);
         }
-        let egress = frame.lend(|frame| translate_error::<F, M>(frame, tables, arrival.back.ifindex))?;
+        let ingress = arrival.ingress;
+        let egress = frame.apart(move |frame| translate_error::<F, M>(frame, tables, ingress))?;
         return Ok(Verdict { reason: Reason::IcmpForwarded, egress });
     };
     let (ports, seen) = parse::transport(frame, &network, protocol)?;
-    let packet = Packet::new(arrival, &network, protocol, ports, seen);
+    let packet = Packet::new(frame, arrival, &network, protocol, ports, seen);
     let known = match tables.flow(&packet.key) {
         Some(flow) if packet.is_syn() && pair::makes_way(tables, &packet.key, &flow) => None,
         other => other,
@@ -143,6 +156,12 @@ fn translate<F: Icmp, M: Flows<F>>(
         }
     }
     let hop = forward::hop(tables, &packet, &flow)?;
+    // A frame may be longer than the packet in it.
+    if frame.length() > packet.network + tables.smallest_mtu() as usize
+        && let Some(mtu) = forward::too_narrow(tables, &flow, F::length(frame, packet.network))
+    {
+        return send_answer::<F, M>(frame, tables, arrival, Reason::TooBig, Message::TooBig(mtu));
+    }
     rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;
     tables.count_traffic(flow.backend, flow.side, frame.length());
     Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
@@ -151,7 +170,7 @@ fn translate<F: Icmp, M: Flows<F>>(
 /// Finds the flow that an ICMP error is about, rewrites the error and sends it on; `Ok` holds the interface to leave
 /// through. It goes the way of the packets that would answer the quoted one, but is none of them: it makes no flow, leaves no
 /// trace in one, and is no traffic of the backend, for any router may have sent it.
-#[inline(never)]
+#[inline(always)]
 fn translate_error<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,

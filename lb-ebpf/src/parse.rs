@@ -12,8 +12,8 @@ use crate::{
 /// How a frame came in.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
-    /// The way back to whoever sent it on this link.
-    pub back: Hop,
+    /// The interface that it came in through.
+    pub ingress: u32,
     /// What the Ethernet header says follows it, as it stands on the wire.
     pub ether_type: u16,
     /// Offset of the network header.
@@ -29,14 +29,16 @@ impl Arrival {
     #[inline(always)]
     pub fn of(frame: &impl Frame, ingress: u32) -> Result<Self, Reason> {
         let ethernet: &EthHdr = frame.at(0).ok_or(Reason::Malformed)?;
-        let link: &Link = frame.at(0).ok_or(Reason::Malformed)?;
+        Ok(Self { ingress, ether_type: ethernet.ether_type, network: size_of::<EthHdr>() })
+    }
+
+    /// The way back to whoever sent it on this link. Read when it is written down, for registers are few.
+    #[inline(always)]
+    pub fn back(&self, frame: &impl Frame) -> Hop {
+        let Some(link) = frame.at::<Link>(0) else { return Hop::default() };
         let dst = (link.dst_head.load(), link.dst_tail.load());
         let src = (link.src_head.load(), link.src_tail.load());
-        Ok(Self {
-            back: Hop::back(dst, src, ingress),
-            ether_type: ethernet.ether_type,
-            network: size_of::<EthHdr>(),
-        })
+        Hop::back(dst, src, self.ingress)
     }
 }
 
@@ -64,7 +66,8 @@ impl<F: Network> Packet<F> {
     // Not fallible: an error in its place would share a byte with an address, which the compiler would then write byte by
     // byte, and the hash that reads it as a word would wait for all four.
     #[inline(always)]
-    pub const fn new(
+    pub fn new(
+        frame: &impl Frame,
         arrival: &Arrival,
         network: &network::Header<F>,
         protocol: Protocol,
@@ -73,7 +76,7 @@ impl<F: Network> Packet<F> {
     ) -> Self {
         Self {
             key: FlowKey::new(Tuple { src: network.src, dst: network.dst, ports }, protocol),
-            back: arrival.back,
+            back: arrival.back(frame),
             protocol,
             seen,
             hops: network.hops,

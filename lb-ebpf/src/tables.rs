@@ -21,6 +21,12 @@ pub trait Tables: Copy {
     fn backend(self, index: u32) -> Option<Self::Ref<Backend>>;
     /// The way to the backend with that index.
     fn next_hop(self, backend: u32) -> Option<Self::Ref<Hop>>;
+    /// The smallest MTU of all ways out: what is not larger fits, whatever its way is.
+    fn smallest_mtu(self) -> u32;
+    /// The MTU on the way to the backend with that index; 0 while it is not known.
+    fn path_mtu(self, backend: u32) -> u32;
+    /// The MTU of that interface; 0 while it is not known.
+    fn interface_mtu(self, ifindex: u32) -> u32;
     /// How many connections the service has had before this one; no two callers get the same answer.
     fn take_turn(self, service: u32) -> u64;
     /// The next number in the sequence of SNAT ports at that cursor; no two callers get the same answer.

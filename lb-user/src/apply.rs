@@ -18,6 +18,7 @@ fn carry_out(maps: &mut Maps, step: &Step) -> anyhow::Result<()> {
     match step {
         Step::ResetBackend { index } => {
             maps.set_hop(*index, Hop::default())?;
+            maps.set_path_mtu(*index, 0)?;
             maps.reset_backend_counters(*index)
         }
         Step::WriteHop { index, hop } => maps.set_hop(*index, *hop),

@@ -94,6 +94,11 @@ pub(crate) fn hops(ways: &BTreeMap<IpAddr, Way>) -> HashMap<IpAddr, Hop> {
     ways.iter().filter_map(|(ip, way)| Some((*ip, way.hop()?))).collect()
 }
 
+/// The MTUs of the ways that are known.
+pub(crate) fn mtus(ways: &BTreeMap<IpAddr, Way>) -> HashMap<IpAddr, u32> {
+    ways.iter().filter_map(|(ip, way)| Some((*ip, way.mtu()?))).collect()
+}
+
 /// Refuses backends that there can never be a way to.
 ///
 /// # Errors

@@ -18,8 +18,8 @@ use crate::{
 
 type Messages = futures_util::stream::BoxStream<'static, (NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
-/// What of an interface matters to next hops.
-type Face = (Option<Mac>, bool);
+/// What of an interface matters to next hops: its address, whether it is up, its MTU.
+type Face = (Option<Mac>, bool, u32);
 
 /// A subscription to the kernel's notifications.
 pub(crate) struct Events {
@@ -41,7 +41,7 @@ impl Events {
 
     /// Takes these interfaces as they are for known.
     pub(crate) fn know<'a>(&mut self, links: impl Iterator<Item = &'a Link>) {
-        self.faces.extend(links.map(|link| (link.index, (link.mac, link.up))));
+        self.faces.extend(links.map(|link| (link.index, (link.mac, link.up, link.mtu))));
     }
 
     /// The next notification that is news.
@@ -69,7 +69,7 @@ impl Events {
             NetlinkPayload::InnerMessage(NewRoute(_) | DelRoute(_)) => News::OfAnything,
             NetlinkPayload::InnerMessage(NewLink(message)) => {
                 let link = read_link(&message);
-                let face = (link.mac, link.up);
+                let face = (link.mac, link.up, link.mtu);
                 // Most notifications about links are about other things: counters, wireless signal, XDP itself.
                 if self.faces.insert(link.index, face) == Some(face) {
                     News::none()

@@ -24,6 +24,7 @@ mod host;
 mod lock;
 mod maps;
 pub mod model;
+mod mtu;
 mod neighbour;
 mod netlink;
 mod pins;

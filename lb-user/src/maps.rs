@@ -28,6 +28,8 @@ pub(crate) mod name {
     pub(crate) const TURNS: &str = "TURNS";
     pub(crate) const BACKENDS: &str = "BACKENDS";
     pub(crate) const NEXT_HOPS: &str = "NEXT_HOPS";
+    pub(crate) const PATH_MTUS: &str = "PATH_MTUS";
+    pub(crate) const SMALLEST_MTU: &str = "SMALLEST_MTU";
     pub(crate) const CURSORS: &str = "CURSORS";
     pub(crate) const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
     pub(crate) const ANSWERS: &str = "ANSWERS";
@@ -36,7 +38,7 @@ pub(crate) mod name {
     pub(crate) const INTERFACES: &str = "INTERFACES";
 
     /// All that are pinned.
-    pub(crate) const PINNED: [&str; 14] = [
+    pub(crate) const PINNED: [&str; 16] = [
         FLOWS_V4,
         FLOWS_V6,
         SERVICES,
@@ -45,6 +47,8 @@ pub(crate) mod name {
         TURNS,
         BACKENDS,
         NEXT_HOPS,
+        PATH_MTUS,
+        SMALLEST_MTU,
         CURSORS,
         BACKEND_COUNTERS,
         ANSWERS,
@@ -68,6 +72,8 @@ pub(crate) struct Maps {
     cursors: Array<MapData, u64>,
     backends: Array<MapData, Backend>,
     next_hops: Array<MapData, Hop>,
+    path_mtus: Array<MapData, u32>,
+    smallest_mtu: Array<MapData, u32>,
     backend_counters: PerCpuArray<MapData, BackendCounters>,
     reasons: PerCpuArray<MapData, ReasonCounters>,
     meta: Array<MapData, Meta>,
@@ -102,6 +108,8 @@ impl Maps {
             cursors: pins.open(name::CURSORS)?,
             backends: pins.open(name::BACKENDS)?,
             next_hops: pins.open(name::NEXT_HOPS)?,
+            path_mtus: pins.open(name::PATH_MTUS)?,
+            smallest_mtu: pins.open(name::SMALLEST_MTU)?,
             backend_counters: pins.open(name::BACKEND_COUNTERS)?,
             reasons: pins.open(name::REASONS)?,
             meta,
@@ -175,6 +183,23 @@ impl Maps {
         self.next_hops
             .set(backend, hop, 0)
             .with_context(|| format!("cannot write the next hop of backend {backend}"))
+    }
+
+    /// The MTU on the way to a backend; 0 while unknown.
+    pub(crate) fn path_mtu(&self, backend: u32) -> anyhow::Result<u32> {
+        self.path_mtus
+            .get(&backend, 0)
+            .with_context(|| format!("cannot read the MTU on the way to backend {backend}"))
+    }
+
+    pub(crate) fn set_path_mtu(&mut self, backend: u32, mtu: u32) -> anyhow::Result<()> {
+        self.path_mtus
+            .set(backend, mtu, 0)
+            .with_context(|| format!("cannot write the MTU on the way to backend {backend}"))
+    }
+
+    pub(crate) fn set_smallest_mtu(&mut self, mtu: u32) -> anyhow::Result<()> {
+        self.smallest_mtu.set(0, mtu, 0).context("cannot write the smallest MTU")
     }
 
     /// What passed to and from a backend, on all CPUs together.

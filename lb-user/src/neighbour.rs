@@ -36,8 +36,8 @@ pub(crate) struct Via {
 /// How a backend is reached, as far as the kernel knows at the moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Known. `fixed`: by configuration, so that there is nothing to confirm.
-    Open { via: Via, hop: Hop, fixed: bool },
+    /// Known. `mtu`: the route's or the interface's. `fixed`: by configuration, so that there is nothing to confirm.
+    Open { via: Via, hop: Hop, mtu: u32, fixed: bool },
     /// The neighbour has not answered yet.
     Asking { via: Via },
     /// None now; the reason.
@@ -57,6 +57,14 @@ impl Way {
     pub(crate) const fn hop(&self) -> Option<Hop> {
         match self {
             Self::Open { hop, .. } => Some(*hop),
+            _ => None,
+        }
+    }
+
+    /// The largest IP packet that it takes.
+    pub(crate) const fn mtu(&self) -> Option<u32> {
+        match self {
+            Self::Open { mtu, .. } => Some(*mtu),
             _ => None,
         }
     }
@@ -99,8 +107,8 @@ impl<'a> Scout<'a> {
     }
 
     async fn way(&mut self, ip: IpAddr) -> anyhow::Result<Way> {
-        let (ifindex, neighbour) = match self.netlink.route(ip).await? {
-            Route::Through { ifindex, neighbour } => (ifindex, neighbour),
+        let (ifindex, neighbour, route_mtu) = match self.netlink.route(ip).await? {
+            Route::Through { ifindex, neighbour, mtu } => (ifindex, neighbour, mtu),
             Route::Local => return Ok(Way::Never("it is an address of this host itself".to_owned())),
             Route::NotOneHost => return Ok(Way::Never("it is not the address of one host".to_owned())),
             Route::None(why) => return Ok(Way::Closed(why)),
@@ -114,10 +122,11 @@ impl<'a> Scout<'a> {
         if !link.up {
             return Ok(Way::Closed(format!("its route leaves through {}, which is down", link.name)));
         }
+        let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
         let via = Via { ifindex, interface: link.name, neighbour };
         match self.netlink.neighbour(ifindex, neighbour).await? {
             Neighbour::Known { mac: dst, fixed } => {
-                Ok(Way::Open { via, hop: Hop::new(dst, mac, ifindex), fixed })
+                Ok(Way::Open { via, hop: Hop::new(dst, mac, ifindex), mtu, fixed })
             }
             Neighbour::Unknown | Neighbour::Failed => Ok(Way::Asking { via }),
         }
@@ -217,6 +226,8 @@ struct Watched {
     way: Way,
     /// What the data path is to use; the default is 'unknown'.
     hop: Hop,
+    /// The MTU of that way; 0 while it was never known.
+    mtu: u32,
     /// Since when the way in use is lost.
     lost: Option<Instant>,
     /// When the kernel was last made to ask or confirm.
@@ -225,12 +236,14 @@ struct Watched {
 
 impl Watched {
     fn new(way: Way, now: Instant) -> Self {
-        Self { hop: way.hop().unwrap_or_default(), way, lost: None, asked: now }
+        let mtu = way.mtu().unwrap_or_default();
+        Self { hop: way.hop().unwrap_or_default(), mtu, way, lost: None, asked: now }
     }
 
     /// Takes note of what the kernel says now; whether the data path has to hear of it.
     fn learn(&mut self, way: Way, now: Instant) -> bool {
-        let before = self.hop;
+        let before = (self.hop, self.mtu);
+        self.mtu = way.mtu().unwrap_or(self.mtu);
         match way.hop() {
             Some(hop) => {
                 self.hop = hop;
@@ -241,7 +254,7 @@ impl Watched {
             None => {}
         }
         self.way = way;
-        self.hop != before
+        (self.hop, self.mtu) != before
     }
 
     const fn is_settled(&self) -> bool {
@@ -282,6 +295,16 @@ impl Watch {
             .filter(|(_, watched)| decided(watched))
             .map(|(ip, watched)| (*ip, watched.hop))
             .collect()
+    }
+
+    /// The MTUs of the ways to all addresses; 0 where it is not known.
+    pub(crate) fn mtus(&self) -> HashMap<IpAddr, u32> {
+        self.watched.iter().map(|(ip, watched)| (*ip, watched.mtu)).collect()
+    }
+
+    /// Whom it asks.
+    pub(crate) const fn netlink(&self) -> &Netlink {
+        &self.netlink
     }
 
     /// Watches exactly `ips` from now on.
@@ -342,8 +365,9 @@ impl Watch {
 
 fn tell(ip: IpAddr, watched: &Watched) {
     match (&watched.way, obstacle(ip, &watched.way)) {
-        (Way::Open { via, hop, .. }, _) => {
-            log::info!("backend {ip} is reached at {} through {}", mac_text(hop.dst()), via.interface);
+        (Way::Open { via, hop, mtu, .. }, _) => {
+            let (mac, interface) = (mac_text(hop.dst()), &via.interface);
+            log::info!("backend {ip} is reached at {mac} through {interface} with MTU {mtu}");
         }
         (_, why) => log::warn!("backend {ip} cannot be reached any more: {}", why.unwrap_or_default()),
     }
@@ -364,7 +388,7 @@ mod tests {
 
     fn open(last: u8) -> Way {
         let hop = Hop::new([2, 0, 0, 0, 0, last], [2; 6], 3);
-        Way::Open { via: via(), hop, fixed: false }
+        Way::Open { via: via(), hop, mtu: 1500, fixed: false }
     }
 
     fn asking() -> Way {
@@ -380,6 +404,16 @@ mod tests {
         assert!(!watched.learn(open(1), now), "nothing new");
         assert!(watched.learn(open(2), now));
         assert_eq!(watched.hop.dst()[5], 2);
+    }
+
+    #[test]
+    fn another_mtu_is_told_and_outlives_the_way() {
+        let now = Instant::now();
+        let mut watched = Watched::new(open(1), now);
+        let Way::Open { via, hop, fixed, .. } = open(1) else { unreachable!() };
+        assert!(watched.learn(Way::Open { via, hop, mtu: 1400, fixed }, now));
+        watched.learn(asking(), now);
+        assert_eq!(watched.mtu, 1400);
     }
 
     #[test]
@@ -412,8 +446,8 @@ mod tests {
         assert!(Watched::new(open(1), start).is_due(later));
         assert!(Watched::new(asking(), start).is_due(start));
         assert!(!Watched::new(Way::Closed(String::new()), start).is_due(later));
-        let Way::Open { via, hop, .. } = open(1) else { unreachable!() };
-        assert!(!Watched::new(Way::Open { via, hop, fixed: true }, start).is_due(later));
+        let Way::Open { via, hop, mtu, .. } = open(1) else { unreachable!() };
+        assert!(!Watched::new(Way::Open { via, hop, mtu, fixed: true }, start).is_due(later));
     }
 
     #[test]

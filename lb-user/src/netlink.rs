@@ -14,7 +14,7 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
 };
 
@@ -47,8 +47,8 @@ pub(crate) struct Peer {
 /// Where packets to an address go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// Through an interface, to this neighbour.
-    Through { ifindex: u32, neighbour: IpAddr },
+    /// Through an interface, to this neighbour. `mtu`: where the route has one of its own.
+    Through { ifindex: u32, neighbour: IpAddr, mtu: Option<u32> },
     /// To this host itself.
     Local,
     /// To many hosts.
@@ -245,6 +245,7 @@ fn read_route(ip: IpAddr, message: &RouteMessage) -> Route {
     }
     let mut ifindex = 0;
     let mut neighbour = ip;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = *index,
@@ -254,10 +255,16 @@ fn read_route(ip: IpAddr, message: &RouteMessage) -> Route {
             RouteAttribute::Gateway(RouteAddress::Inet6(v6)) | RouteAttribute::Via(RouteVia::Inet6(v6)) => {
                 neighbour = IpAddr::V6(*v6);
             }
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
             _ => {}
         }
     }
-    Route::Through { ifindex, neighbour }
+    Route::Through { ifindex, neighbour, mtu }
 }
 
 fn read_neighbour(message: &NeighbourMessage) -> Neighbour {
@@ -334,7 +341,7 @@ mod tests {
         let gateway = RouteAddress::Inet([10, 0, 0, 1].into());
         let via = RouteVia::Inet6("fe80::1".parse().unwrap());
         let oif = || RouteAttribute::Oif(3);
-        let through = |neighbour| Route::Through { ifindex: 3, neighbour };
+        let through = |neighbour| Route::Through { ifindex: 3, neighbour, mtu: None };
         assert_eq!(route(vec![oif()], RouteType::Unicast), through(ip));
         assert_eq!(
             route(vec![oif(), RouteAttribute::Gateway(gateway)], RouteType::Unicast),
@@ -343,6 +350,11 @@ mod tests {
         assert_eq!(
             route(vec![oif(), RouteAttribute::Via(via)], RouteType::Unicast),
             through("fe80::1".parse().unwrap())
+        );
+        let metrics = RouteAttribute::Metrics(vec![RouteMetric::Advmss(1000), RouteMetric::Mtu(1400)]);
+        assert_eq!(
+            route(vec![oif(), metrics], RouteType::Unicast),
+            Route::Through { ifindex: 3, neighbour: ip, mtu: Some(1400) }
         );
         assert_eq!(route(vec![oif()], RouteType::Local), Route::Local);
         assert_eq!(route(vec![oif()], RouteType::Broadcast), Route::NotOneHost);

@@ -29,6 +29,7 @@ use crate::{
     lock::{self, Lock},
     maps::Maps,
     model::{MaxFlows, NewService, PortRange, SnatPool},
+    mtu,
     neighbour::{self, News, Watch},
     netlink::{Link, Netlink},
     pins::{self, Undo},
@@ -177,6 +178,8 @@ struct Running {
     program: Program,
     maps: Maps,
     watch: Watch,
+    /// Of the interfaces in `links`.
+    mtus: HashMap<u32, u32>,
     events: Events,
     log_level: log::LevelFilter,
     dir: PathBuf,
@@ -213,6 +216,8 @@ impl Running {
         let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
         let links = attach(&mut program, &mut maps, &interfaces, order.mode)?;
+        let mtus = links.iter().map(|(link, _, _)| (link.index, link.mtu)).collect();
+        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus)?;
 
         let attached: Vec<u32> = links.iter().map(|(link, _, _)| link.index).collect();
         edit::warn_of_obstacles(&ways, &attached);
@@ -224,6 +229,7 @@ impl Running {
             program,
             maps,
             watch: Watch::new(netlink, ways),
+            mtus,
             events,
             log_level: order.log_level,
             dir: dir.clone(),
@@ -271,7 +277,7 @@ impl Running {
                 () = sleep_until(due), if !news.is_none() => {
                     let gathered = std::mem::replace(&mut news, News::none());
                     let begin = Instant::now();
-                    let changed = self.watch.look_at(&gathered).await;
+                    let changed = self.look_at(&gathered).await;
                     self.publish_if(changed).await?;
                     (due, cost) = (Instant::now(), begin.elapsed());
                 }
@@ -298,12 +304,44 @@ impl Running {
     async fn publish_if(&mut self, changed: anyhow::Result<bool>) -> anyhow::Result<()> {
         match changed {
             Ok(false) => Ok(()),
-            Ok(true) => publish(&mut self.maps, &self.dir, &self.watch.hops()).await,
+            Ok(true) => self.publish().await,
             Err(error) => {
                 log::warn!("{error:#}");
                 Ok(())
             }
         }
+    }
+
+    /// Looks again at what the news are about. Says whether the data path has to hear of something.
+    async fn look_at(&mut self, news: &News) -> anyhow::Result<bool> {
+        let changed = self.watch.look_at(news).await?;
+        if *news != News::OfAnything {
+            return Ok(changed);
+        }
+        let indices = self.links.iter().map(|(link, _)| link.index);
+        let mtus = mtu::of_interfaces(self.watch.netlink(), indices).await?;
+        let others = mtus != self.mtus;
+        self.mtus = mtus;
+        Ok(changed || others)
+    }
+
+    /// Writes next hops and MTUs that have changed.
+    async fn publish(&mut self) -> anyhow::Result<()> {
+        let hops = self.watch.hops();
+        let _lock = loop {
+            if let Some(lock) = lock::try_edit(&self.dir)? {
+                break lock;
+            }
+            sleep(RETRY).await;
+        };
+        for (index, backend) in self.maps.state()?.backends {
+            if let Some(hop) = hops.get(&backend.addr.ip(backend.family))
+                && self.maps.hop(index)? != *hop
+            {
+                self.maps.set_hop(index, *hop)?;
+            }
+        }
+        mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)
     }
 
     fn forget_lost_interfaces(&mut self) -> anyhow::Result<()> {
@@ -329,24 +367,6 @@ fn every(period: Duration) -> tokio::time::Interval {
 
 fn backend_ips(state: &State) -> HashSet<IpAddr> {
     state.backends.values().map(|backend| backend.addr.ip(backend.family)).collect()
-}
-
-/// Writes next hops that have changed.
-async fn publish(maps: &mut Maps, dir: &Path, hops: &HashMap<IpAddr, lb_common::Hop>) -> anyhow::Result<()> {
-    let _lock = loop {
-        if let Some(lock) = lock::try_edit(dir)? {
-            break lock;
-        }
-        sleep(RETRY).await;
-    };
-    for (index, backend) in maps.state()?.backends {
-        if let Some(hop) = hops.get(&backend.addr.ip(backend.family))
-            && maps.hop(index)? != *hop
-        {
-            maps.set_hop(index, *hop)?;
-        }
-    }
-    Ok(())
 }
 
 async fn find_interfaces(netlink: &Netlink, names: &[String]) -> anyhow::Result<Vec<Link>> {
@@ -420,7 +440,7 @@ fn attach(
         links = attach_in(program, interfaces, ModeChoice::Generic)?;
     }
     for (link, _, mode) in &links {
-        let interface = Interface { since: seconds_since_1970(), mode: mode.number(), zero: 0 };
+        let interface = Interface { since: seconds_since_1970(), mode: mode.number(), mtu: link.mtu };
         maps.add_interface(link.index, interface)?;
     }
     Ok(links)

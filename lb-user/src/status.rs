@@ -319,7 +319,7 @@ mod tests {
             snat_ports: "1024-32767".to_owned(),
             backends: vec![backend],
         };
-        let interface = Interface { since: 1_700_000_000, mode: 1, zero: 0 };
+        let interface = Interface { since: 1_700_000_000, mode: 1, mtu: 1500 };
         Status {
             pid: Some(42),
             interfaces: vec![interface_view(u32::MAX, &interface)],

@@ -483,6 +483,8 @@ macro_rules! every_case {
             time_exceeded_quotes_ipv4_options,
             with_one_arm_answers_leave_where_their_packets_came_in,
             what_must_not_be_answered_is_dropped,
+            what_is_larger_than_its_way_out_is_answered_with_the_mtu,
+            an_mtu_that_is_not_known_is_no_limit,
         }
     };
 }

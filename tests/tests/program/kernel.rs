@@ -12,11 +12,12 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
 use lb_common::{
-    Action, Answers, Backend, BackendCounters, FlowEntry, FlowKey, Hop, Reason, Service, ServiceKey, Tick,
-    V4, V6,
+    Action, Answers, Backend, BackendCounters, FlowEntry, FlowKey, Hop, Interface, Reason, Service,
+    ServiceKey, Tick, V4, V6,
 };
 use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
 use lb_ebpf::host::{HostFamily, HostTables};
+use lb_ebpf::tables::Tables as _;
 use lb_tests::leftovers::Tag;
 use lb_tests::namespace::{Entered, enter_nameless};
 use lb_tests::process::output;
@@ -101,10 +102,12 @@ impl Kernel {
         self.clear::<FlowKey<V4>, FlowEntry<V4>>("FLOWS_V4")?;
         self.clear::<FlowKey<V6>, FlowEntry<V6>>("FLOWS_V6")?;
         self.clear::<ServiceKey, u32>("SERVICES")?;
+        self.clear::<u32, Interface>("INTERFACES")?;
         let cpus = nr_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
         for index in 0..INDICES {
             self.array("TURNS")?.set(index, 0_u64, 0)?;
             self.array("CURSORS")?.set(index, 0_u64, 0)?;
+            self.array("PATH_MTUS")?.set(index, 0_u32, 0)?;
             let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])?;
             PerCpuArray::try_from(self.map_mut("BACKEND_COUNTERS")?)?.set(index, zeros, 0)?;
         }
@@ -151,7 +154,17 @@ impl Kernel {
         }
         set_all(self.array::<Backend>("BACKENDS")?, tables.backends())?;
         set_all(self.array::<Hop>("NEXT_HOPS")?, tables.next_hops())?;
-        set_all(self.array::<u32>("SLOTS")?, tables.slots())
+        set_all(self.array::<u32>("SLOTS")?, tables.slots())?;
+        let (paths, interfaces) = tables.mtus();
+        for (backend, mtu) in paths {
+            self.array::<u32>("PATH_MTUS")?.set(backend, mtu, 0)?;
+        }
+        for (ifindex, mtu) in interfaces {
+            let map = self.map_mut("INTERFACES")?;
+            let interface = Interface { since: 0, mode: 1, mtu };
+            BpfHashMap::<_, u32, Interface>::try_from(map)?.insert(ifindex, interface, 0)?;
+        }
+        self.array::<u32>("SMALLEST_MTU")?.set(0, tables.smallest_mtu(), 0).map_err(Into::into)
     }
 
     fn process(&mut self, ingress: u32, frame: &[u8], expected: &Outcome) -> Result<()> {

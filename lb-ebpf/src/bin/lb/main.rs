@@ -62,6 +62,8 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         | Reason::NoChecksum
         | Reason::TtlExpired
         | Reason::TtlExpiredUnanswered
+        | Reason::TooBig
+        | Reason::TooBigUnanswered
         | Reason::Fragment => {
             odd(XdpContext::new(context.ctx), reason, ingress);
         }

@@ -13,7 +13,7 @@ use lb_common::{
     Service, ServiceKey, Side, Tick, V4, V6,
     backend::MAX_BACKENDS,
     service::{MAX_SERVICES, MAX_SLOTS},
-    verdict::ReasonCounters,
+    verdict::{REASON_COUNTERS, ReasonCounters},
 };
 use lb_ebpf::tables::{Flow, Flows, NotInserted, Tables};
 
@@ -36,6 +36,12 @@ static TURNS: Array<u64> = Array::pinned(MAX_SERVICES, 0);
 static BACKENDS: Array<Backend> = Array::pinned(MAX_BACKENDS, 0);
 #[map]
 static NEXT_HOPS: Array<Hop> = Array::pinned(MAX_BACKENDS, 0);
+/// The MTU on the way to each backend; 0 while unknown.
+#[map]
+static PATH_MTUS: Array<u32> = Array::pinned(MAX_BACKENDS, 0);
+/// The smallest of all MTUs of ways out.
+#[map]
+static SMALLEST_MTU: Array<u32> = Array::pinned(1, 0);
 #[map]
 static CURSORS: Array<u64> = Array::pinned(MAX_BACKENDS, 0);
 #[map]
@@ -47,7 +53,7 @@ static REASONS: PerCpuArray<ReasonCounters> = PerCpuArray::pinned(1, 0);
 /// Not read here: the control path keeps it with the rest.
 #[map]
 static META: Array<Meta> = Array::pinned(1, 0);
-/// Not read here: the control path keeps it with the rest.
+/// By index. The control path keeps it with the rest; here, for the MTU.
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
 
@@ -167,6 +173,21 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn smallest_mtu(self) -> u32 {
+        SMALLEST_MTU.get_ptr_mut(0).and_then(InMap::new).map_or(0, |mtu| *mtu)
+    }
+
+    #[inline(always)]
+    fn path_mtu(self, backend: u32) -> u32 {
+        PATH_MTUS.get_ptr_mut(backend).and_then(InMap::new).map_or(0, |mtu| *mtu)
+    }
+
+    #[inline(always)]
+    fn interface_mtu(self, ifindex: u32) -> u32 {
+        INTERFACES.get_ptr_mut(ifindex).and_then(InMap::new).map_or(0, |interface| interface.mtu)
+    }
+
+    #[inline(always)]
     fn take_turn(self, service: u32) -> u64 {
         take(&TURNS, service)
     }
@@ -193,8 +214,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn count(self, reason: Reason) {
         if let Some(counters) = REASONS.get_ptr_mut(0) {
-            // SAFETY: this CPU's own copy, not null; the index is below the array's length (tested with `Reason::ALL`).
-            unsafe { (*counters).packets[reason as usize] += 1 }
+            // The mask changes nothing (a test compares `Reason::ALL` with the length); the verifier may have lost sight of
+            // where a reason comes from.
+            let index = reason as usize & (REASON_COUNTERS - 1);
+            // SAFETY: this CPU's own copy, not null; the index is below the array's length.
+            unsafe { (*counters).packets[index] += 1 }
         }
     }
 
@@ -252,3 +276,5 @@ fn take(counters: &Array<u64>, index: u32) -> u64 {
         None => 0,
     }
 }
+
+const _: () = assert!(REASON_COUNTERS.is_power_of_two(), "a mask bounds the index");

@@ -1,5 +1,7 @@
 //! Packet memory as a [`Frame`].
 
+use core::hint::black_box;
+
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
@@ -8,7 +10,6 @@ use aya_ebpf::{
 use lb_ebpf::frame::{Frame, Wire};
 
 /// The linear part of an XDP frame.
-#[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
     context: *mut xdp_md,
     start: usize,
@@ -33,6 +34,14 @@ impl XdpFrame {
         let start = self.start + offset;
         if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
     }
+}
+
+/// Does the work on the frame of its own.
+#[inline(never)]
+fn out_of_line<T>(context: *mut xdp_md, work: impl FnOnce(&mut XdpFrame) -> T) -> T {
+    // Else the compiler would have the caller read the frame's bounds and pass them as numbers, 32 bits wide.
+    let context = black_box(context);
+    work(&mut XdpFrame::new(&XdpContext::new(context)))
 }
 
 impl Frame for XdpFrame {
@@ -70,10 +79,9 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn lend<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
-        let mut copy = *self;
-        let done = work(&mut copy);
-        *self = copy;
+    fn apart<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        let done = out_of_line(self.context, work);
+        *self = Self::new(&XdpContext::new(self.context));
         done
     }
 }

@@ -156,6 +156,13 @@ impl Case {
         self.answers(Reason::TtlExpired, ingress, packet, kind, [0; 4]);
     }
 
+    /// Expects the packet to be answered with the MTU of its way out.
+    #[track_caller]
+    fn says_too_big(&mut self, ingress: u32, packet: &Packet, mtu: u8) {
+        let kind = if packet.src.is_ipv4() { (3, 4) } else { (2, 0) };
+        self.answers(Reason::TooBig, ingress, packet, kind, [0, 0, 5, mtu]);
+    }
+
     /// Expects the packet to be answered by whom it was sent to, who is here.
     #[track_caller]
     fn answers(&mut self, reason: Reason, ingress: u32, packet: &Packet, kind: Error, word: [u8; 4]) {
@@ -469,6 +476,56 @@ rules! {
             let src = SocketAddr::new(source.parse().expect("an address"), CLIENT_PORT);
             case.says_time_exceeded(CLIENTS, &Packet { src, ..request.clone() });
         }
+    }
+
+    /// RFC 1191, RFC 4443 section 3.2. As large as the MTU is not too large, and padding does not count.
+    what_is_larger_than_its_way_out_is_answered_with_the_mtu(Kind::ALL, 2, kind, case) {
+        /// 0x500 and a little.
+        const MTU: [u8; 3] = [0, 8, 12];
+        case.edit(|tables| {
+            let mtu = |number: usize| 0x500 + u32::from(MTU[number]);
+            tables.set_path_mtu(0, mtu(1));
+            tables.set_path_mtu(1, mtu(2));
+            tables.set_interface_mtu(CLIENTS, mtu(0));
+            tables.set_interface_mtu(SERVERS, 1500);
+        });
+        let length = |packet: Packet, mtu: u8, more: usize| {
+            let headers = packet.transport_offset() - ETHERNET + if kind.protocol == Protocol::Tcp { 20 } else { 8 };
+            Packet { payload: vec![7; 0x500 + usize::from(mtu) - headers + more], ..packet }
+        };
+        let connections = [1, 2].map(|server| kind.connection(CLIENT_PORT + u16::from(server), server, FIRST));
+        for (connection, mtu) in connections.iter().zip(&MTU[1..]) {
+            case.opens(connection);
+            let request = |more| length(connection.request(Control::ACK), *mtu, more);
+            case.request_packet(connection, &request(0));
+            case.request_packet(connection, &Packet { trailer: vec![1; 40], ..request(0) });
+            for more in [1, 2, 100] {
+                case.says_too_big(CLIENTS, &request(more), *mtu);
+            }
+            let reply = |more| length(connection.reply(Control::ACK), MTU[0], more);
+            case.reply_packet(connection, &reply(0));
+            case.says_too_big(SERVERS, &reply(1), MTU[0]);
+        }
+        // Before anything else, its hops count.
+        let expired = Packet { hops: 1, ..length(connections[0].request(Control::ACK), MTU[1], 1) };
+        case.says_time_exceeded(CLIENTS, &expired);
+        // To nobody who may not be told.
+        let to_all = Packet { to: [0xff; 6], ..length(connections[0].request(Control::ACK), MTU[1], 1) };
+        case.refuses(Reason::TooBigUnanswered, CLIENTS, to_all.frame());
+    }
+
+    /// While it is being looked up.
+    an_mtu_that_is_not_known_is_no_limit(Kind::ALL, 1, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        case.opens(&connection);
+        let large = |packet| Packet { payload: vec![9; 1440], ..packet };
+        case.request_packet(&connection, &large(connection.request(Control::ACK)));
+        case.edit(|tables| {
+            tables.set_path_mtu(0, 0);
+            tables.set_interface_mtu(SERVERS, 1280);
+        });
+        case.request_packet(&connection, &large(connection.request(Control::ACK)));
+        case.reply_packet(&connection, &large(connection.reply(Control::ACK)));
     }
 
     /// The kernel answers pings, follows redirects, and knows its neighbours.
