@@ -55,6 +55,7 @@ const TOOLS: &[Tool] = &[
     tool("iptables", "iptables", &[Purpose::Test]),
     tool("ip6tables", "iptables", &[Purpose::Test]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
+    tool("traceroute", "traceroute", &[Purpose::Test]),
     tool("wrk", "wrk", &[Purpose::Test]),
     tool("setpriv", "util-linux", &[Purpose::Test, Purpose::Vm]),
     tool("xz", "xz-utils", &[Purpose::Vm]),

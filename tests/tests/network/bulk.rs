@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use lb_tests::namespace::Namespace;
 use lb_tests::topology::Topology;
 
 use crate::support::{Family, PATIENCE, Sockets as _, both_families, start};
@@ -28,8 +29,8 @@ impl Stream {
     }
 }
 
-fn send(stream: &mut TcpStream, seed: u64) -> Result<()> {
-    let (mut bytes, mut block, mut left) = (Stream(seed), vec![0; BLOCK], LENGTH);
+fn send(stream: &mut TcpStream, seed: u64, length: usize) -> Result<()> {
+    let (mut bytes, mut block, mut left) = (Stream(seed), vec![0; BLOCK], length);
     while left > 0 {
         bytes.fill(&mut block);
         let length = left.min(BLOCK);
@@ -39,8 +40,8 @@ fn send(stream: &mut TcpStream, seed: u64) -> Result<()> {
     Ok(stream.shutdown(Shutdown::Write)?)
 }
 
-fn receive(stream: &mut TcpStream, seed: u64) -> Result<()> {
-    let (mut bytes, mut block, mut got, mut left) = (Stream(seed), vec![0; BLOCK], vec![0; BLOCK], LENGTH);
+fn receive(stream: &mut TcpStream, seed: u64, length: usize) -> Result<()> {
+    let (mut bytes, mut block, mut got, mut left) = (Stream(seed), vec![0; BLOCK], vec![0; BLOCK], length);
     while left > 0 {
         bytes.fill(&mut block);
         let length = left.min(BLOCK);
@@ -52,23 +53,28 @@ fn receive(stream: &mut TcpStream, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// One connection, with a server that takes the client's stream and then sends its own.
-fn both_directions(topology: &Topology, listener: &TcpListener, family: Family) -> Result<()> {
+/// One connection, with a server that takes the client's stream and then sends its own, each of that length.
+pub(crate) fn both_directions(
+    from: &Namespace,
+    listener: &TcpListener,
+    family: Family,
+    length: usize,
+) -> Result<()> {
     let (upwards, downwards) = (0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03);
     thread::scope(|scope| {
         let server = scope.spawn(|| {
             let (mut stream, _) = listener.accept()?;
             stream.set_read_timeout(Some(PATIENCE))?;
             stream.set_write_timeout(Some(PATIENCE))?;
-            receive(&mut stream, upwards).context("towards the server")?;
-            send(&mut stream, downwards).context("towards the client")
+            receive(&mut stream, upwards, length).context("towards the server")?;
+            send(&mut stream, downwards, length).context("towards the client")
         });
         let client = || {
-            let mut stream = topology.client.connect(family.service(80))?;
+            let mut stream = from.connect(family.service(80))?;
             // The other direction begins when this one is done.
             stream.set_read_timeout(Some(4 * PATIENCE))?;
-            send(&mut stream, upwards).context("from the client")?;
-            receive(&mut stream, downwards).context("from the server")
+            send(&mut stream, upwards, length).context("from the client")?;
+            receive(&mut stream, downwards, length).context("from the server")
         };
         let received = client();
         server.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
@@ -83,7 +89,8 @@ fn a_hundred_megabytes_arrive_whole_in_each_direction_over_each_family() -> Resu
     for family in Family::ALL {
         let listener = topology.servers[0].namespace.listen(family.at(&topology.servers[0], 80))?;
         let begin = Instant::now();
-        both_directions(&topology, &listener, family).with_context(|| format!("{family:?}"))?;
+        both_directions(&topology.client, &listener, family, LENGTH)
+            .with_context(|| format!("{family:?}"))?;
         println!("{family:?}: {:.1} s", begin.elapsed().as_secs_f64());
     }
     Ok(())

@@ -8,6 +8,7 @@ mod contract;
 mod crowds;
 mod lifecycle;
 mod next_hops;
+mod path;
 mod recipe;
 mod refusals;
 mod scale;
