@@ -162,12 +162,27 @@ fn checksums_in_errors_are_right_after_as_often_as_before() {
 #[test]
 fn whatever_comes_in_nothing_panics_and_only_what_is_forwarded_is_touched() {
     let mut random = Random(42);
-    let mut forwarded = 0;
+    let (mut forwarded, mut relayed) = (0, 0);
     let tables = Kind::ALL.map(|kind| (kind, tables(kind, 2)));
     for number in 0..200_000 {
         let (kind, tables) = &tables[number % tables.len()];
         let connection = kind.connection(random.port() % 64, 1, 1024);
-        let mut frame = match random.below(4) {
+        let mut frame = match random.below(5) {
+            4 => {
+                let sent = connection.request_out(&connection.request(Control::ACK));
+                IcmpError {
+                    from: sent.to,
+                    to: sent.from,
+                    src: sent.dst.ip(),
+                    dst: sent.src.ip(),
+                    hops: 64,
+                    traffic_class: 0,
+                    kind: (3, 1),
+                    word: [0; 4],
+                    quote: sent.frame()[14..].to_vec(),
+                }
+                .frame()
+            }
             0 => {
                 let length = random.below(100);
                 random.bytes(length)
@@ -194,6 +209,7 @@ fn whatever_comes_in_nothing_panics_and_only_what_is_forwarded_is_touched() {
         match outcome.reason.action() {
             Action::Forward => {
                 forwarded += 1;
+                relayed += usize::from(outcome.reason == Reason::IcmpForwarded);
                 assert_ne!(outcome.egress, 0);
             }
             Action::Answer => {
@@ -205,7 +221,7 @@ fn whatever_comes_in_nothing_panics_and_only_what_is_forwarded_is_touched() {
             }
         }
     }
-    assert!(forwarded > 10_000, "{forwarded} are not many");
+    assert!(forwarded > 10_000 && relayed > 1_000, "{forwarded} and {relayed} are not many");
     for (_, tables) in &tables {
         check_whole_pairs(tables);
     }

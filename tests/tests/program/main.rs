@@ -73,6 +73,7 @@ fn where_what_is_sent_back_would_not_arrive_it_is_redirected() {
     let constants = Constants { send_back_by_redirect: true, ..Constants::default() };
     check(&cases::with_one_arm_packets_leave_where_they_came_in(), constants);
     check(&cases::backends_of_one_service_may_be_behind_several_interfaces(), constants);
+    check(&cases::with_one_arm_answers_leave_where_their_packets_came_in(), constants);
 }
 
 /// The verifier does not care for how large the tables are. Most cases have them of this size.
