@@ -214,11 +214,9 @@ impl Tables for Maps {
     #[inline(always)]
     fn count(self, reason: Reason) {
         if let Some(counters) = REASONS.get_ptr_mut(0) {
-            // The mask changes nothing (a test compares `Reason::ALL` with the length); the verifier may have lost sight of
-            // where a reason comes from.
-            let index = reason as usize & (REASON_COUNTERS - 1);
-            // SAFETY: this CPU's own copy, not null; the index is below the array's length.
-            unsafe { (*counters).packets[index] += 1 }
+            let index = in_verifiers_sight(reason as usize);
+            // SAFETY: this CPU's own copy, not null; the index is below the array's length (tested with `Reason::ALL`).
+            unsafe { *(*counters).packets.as_mut_ptr().add(index) += 1 }
         }
     }
 
@@ -265,6 +263,30 @@ impl<F: FlowMap> Flows<F> for Maps {
         // Gone already is as good.
         let _gone = F::map().remove(key);
     }
+}
+
+/// The index of a reason, as it is. The compiler packs a reason together with other things and takes it out again, and
+/// spares a mask that changes nothing; verifiers, that of Linux 6.1 more than later ones, lose its bound on the way.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn in_verifiers_sight(reason: usize) -> usize {
+    let mut index = reason;
+    // SAFETY: arithmetic in one register.
+    unsafe {
+        core::arch::asm!(
+            "{n} &= {mask}",
+            n = inout(reg) index,
+            mask = const REASON_COUNTERS - 1,
+            options(pure, nomem, nostack),
+        );
+    }
+    index
+}
+
+/// For clippy, which reads the program on the host.
+#[cfg(not(target_arch = "bpf"))]
+const fn in_verifiers_sight(reason: usize) -> usize {
+    reason
 }
 
 /// The counter's value, and one more for the next caller on whatever CPU.
