@@ -3,7 +3,7 @@
 use crate::{family::Addr, service::MAX_SNAT};
 
 /// Version of every map's layout. A pin directory of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// The balancer behind a pin directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
