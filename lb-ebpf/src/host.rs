@@ -1,9 +1,12 @@
 //! The packet path on the host: frames over plain bytes, tables over plain collections, and what tests need to judge
 //! the path by: [`packet`] writes and checks packets independently of it, [`cases`] are what any carrier of the path
-//! has to fulfil, this library as well as the program that the kernel runs.
+//! has to fulfil, this library as well as the program that the kernel runs, and [`fuzz`] makes of their frames what nobody
+//! thought of.
 
 pub mod cases;
+pub mod fuzz;
 pub mod packet;
+pub mod random;
 
 use core::{
     cell::{Cell, RefCell},

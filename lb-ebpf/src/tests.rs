@@ -2,6 +2,7 @@
 //! can show.
 
 mod bookkeeping;
+mod fuzz;
 mod pairs;
 mod races;
 mod random;

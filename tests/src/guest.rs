@@ -18,6 +18,12 @@ pub const STEPS: [Step; 2] = [
     Step { what: "sessions through lb run", program: "network", args: &["session::"] },
 ];
 
+/// Says how many random packets go through the program.
+pub const FUZZ_PACKETS_VARIABLE: &str = "LB_FUZZ_PACKETS";
+
+/// How many in a machine, which is some times slower.
+pub const FUZZ_PACKETS: usize = 10_000;
+
 /// A test binary, and which of its tests.
 #[derive(Debug)]
 pub struct Step {

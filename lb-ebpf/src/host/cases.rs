@@ -27,7 +27,7 @@ pub const SERVERS: u32 = 3;
 pub const ELSEWHERE: u32 = 4;
 
 /// The service's port, and the backends' one.
-const PORT: u16 = 80;
+pub(super) const PORT: u16 = 80;
 const BACKEND_PORT: u16 = 8080;
 /// The client's port, where one is enough.
 const CLIENT_PORT: u16 = 40_000;
@@ -272,6 +272,14 @@ impl Case {
     /// How many flow entries there is room for, for each family.
     pub fn flow_entries(&self) -> usize {
         self.tables.capacity()
+    }
+
+    /// The frames that come in: through which interface, what they are, and for what reason they have their verdict.
+    pub fn frames(&self) -> impl Iterator<Item = (u32, &[u8], Reason)> {
+        self.steps.iter().filter_map(|step| match &step.what {
+            What::Frame { ingress, frame, expected } => Some((*ingress, &frame[..], expected.reason)),
+            What::Edit(_) | What::Entries(_) => None,
+        })
     }
 
     #[track_caller]

@@ -3,7 +3,7 @@
 
 use core::{
     net::{IpAddr, SocketAddr},
-    ops::BitOr,
+    ops::{BitOr, Range},
 };
 use std::{vec, vec::Vec};
 
@@ -45,6 +45,11 @@ impl Control {
     /// Both sets together.
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// As they are in the header.
+    pub const fn bits(self) -> u8 {
+        self.0
     }
 
     const fn has(self, other: Self) -> bool {
@@ -245,62 +250,221 @@ impl IcmpError {
 }
 
 /// Whether a frame with TCP, UDP or ICMP in an unfragmented packet has no wrong checksum, by sums from scratch (RFC 1071).
-/// UDP over IPv4 may do without one.
-///
-/// # Panics
-///
-/// If it is no such frame.
+/// UDP over IPv4 may do without one. It has not if it is no such frame.
 pub fn checksums_hold(frame: &[u8]) -> bool {
-    let packet = &frame[ETHERNET..];
-    let length = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
-    let (header, protocol, addresses, end) = match packet[0] >> 4 {
-        4 => (usize::from(packet[0] & 0x0f) * 4, packet[9], &packet[12..20], length(2)),
-        6 => (IPV6, packet[6], &packet[8..40], IPV6 + length(4)),
-        version => panic!("there is no IP version {version}"),
-    };
-    let transport = &packet[header..end];
-    // RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1: only zeros beyond these words.
-    let mut pseudo_header = addresses.to_vec();
-    pseudo_header.extend([0, protocol]);
-    pseudo_header.extend(u16::try_from(transport.len()).expect("an IP packet is shorter").to_be_bytes());
-    let is_udp = IpNumber(protocol) == ip_number::UDP;
-    let none = is_udp && transport[6..8] == [0, 0];
-    let network_holds = packet[0] >> 4 == 6 || sum(&[&packet[..header]]) == 0xffff;
-    if IpNumber(protocol) == ip_number::ICMP {
-        // RFC 792: without a pseudo header.
-        pseudo_header.clear();
-    }
-    let transport_holds =
-        if none { packet[0] >> 4 == 4 } else { sum(&[&pseudo_header, transport]) == 0xffff };
+    let Some(parts) = Parts::of(frame) else { return false };
+    let transport = &frame[parts.transport.clone()];
+    let none = parts.is_udp() && transport[6..8] == [0, 0];
+    let network_holds = parts.is_v6 || sum(&[&frame[parts.header.clone()]]) == 0xffff;
+    let transport_holds = if none { !parts.is_v6 } else { sum(&[&parts.pseudo_header, transport]) == 0xffff };
     network_holds && transport_holds
 }
 
-/// Whether an ICMP error has no wrong checksum: its own, and of what it quotes those that can be judged.
-///
-/// # Panics
-///
-/// If the frame is none.
+/// Whether an ICMP error has no wrong checksum: its own, and of what it quotes those that can be judged. It has not if the
+/// frame is no error about TCP or UDP.
 pub fn error_checksums_hold(frame: &[u8]) -> bool {
-    /// RFC 792, RFC 4443 section 2.1.
-    const ICMP: usize = 8;
-    let at =
-        ETHERNET + if frame[ETHERNET] >> 4 == 4 { usize::from(frame[ETHERNET] & 0x0f) * 4 } else { IPV6 };
-    let quote = &frame[at + ICMP..];
-    let length = |at: usize| usize::from(u16::from_be_bytes([quote[at], quote[at + 1]]));
-    let (header, whole) = match quote[0] >> 4 {
-        4 => (usize::from(quote[0] & 0x0f) * 4, length(2)),
-        version => {
-            assert_eq!(version, 6, "there is no such IP version");
-            (0, IPV6 + length(4))
-        }
-    };
-    let quoted_holds = if quote.len() >= whole {
-        checksums_hold(&[&frame[..ETHERNET], quote].concat())
-    } else {
-        // Without the whole segment its checksum says nothing.
-        header == 0 || sum(&[&quote[..header]]) == 0xffff
+    let Some(quoted) = quoted_frame(frame) else { return false };
+    let quote = &quoted[ETHERNET..];
+    // Without the whole segment its checksum says nothing.
+    let quoted_holds = match (Parts::of(&quoted), quote.first().map_or(0, |byte| byte >> 4)) {
+        (Some(_), _) => checksums_hold(&quoted),
+        (None, 4) => quote.get(..header_length(quote)).is_some_and(|header| sum(&[header]) == 0xffff),
+        (None, version) => version == 6,
     };
     checksums_hold(frame) && quoted_holds
+}
+
+/// Makes right what checksums there are: of a packet with TCP, UDP or ICMP, and of the packet that an ICMP error quotes as
+/// a whole. Other frames stay as they are.
+pub fn mend_checksums(frame: &mut [u8]) {
+    if let Some(mut quoted) = quoted_frame(frame) {
+        mend_packet(&mut quoted);
+        let start = frame.len().min(quote_offset(frame));
+        let end = start + quoted.len() - ETHERNET;
+        frame[start..end].copy_from_slice(&quoted[ETHERNET..]);
+    }
+    mend_packet(frame);
+}
+
+fn mend_packet(frame: &mut [u8]) {
+    /// RFC 791 section 3.1.
+    const IN_IPV4: usize = 10;
+
+    let Some(parts) = Parts::of(frame) else { return };
+    let mut store = |at: usize, covered: Range<usize>, pseudo_header: &[u8]| {
+        frame[at..at + 2].fill(0);
+        let checksum = !u16::try_from(sum(&[pseudo_header, &frame[covered]])).expect("a folded sum");
+        // RFC 768: zero would be none. To others it is as good.
+        let checksum = if checksum == 0 { 0xffff } else { checksum };
+        frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    };
+    if !parts.is_v6 {
+        store(parts.header.start + IN_IPV4, parts.header.clone(), &[]);
+    }
+    store(parts.transport.start + parts.checksum, parts.transport.clone(), &parts.pseudo_header);
+}
+
+/// Where fields are in a frame with an IP header that is there as a whole; what follows may be cut off.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    is_v6: bool,
+    protocol: IpNumber,
+    /// The number of hops.
+    pub hops: usize,
+    /// The transport header, or ICMP's.
+    pub transport: usize,
+}
+
+impl Places {
+    /// `None` without a whole IP header.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let packet = frame.get(ETHERNET..)?;
+        let header = header_length(packet);
+        let (is_v6, hops, protocol) = match packet.first()? >> 4 {
+            4 => (false, 8, 9),
+            6 => (true, 7, 6),
+            _ => return None,
+        };
+        let protocol = IpNumber(*packet.get(protocol)?);
+        let whole = header >= IPV4 && packet.len() >= header;
+        whole.then_some(Self { is_v6, protocol, hops: ETHERNET + hops, transport: ETHERNET + header })
+    }
+
+    /// TCP's control bits.
+    pub const fn control(self) -> usize {
+        self.transport + 13
+    }
+
+    /// The source address.
+    pub fn source(self, frame: &[u8]) -> Option<IpAddr> {
+        let [src, _] = self.addresses();
+        match self.is_v6 {
+            false => Some(IpAddr::from(<[u8; 4]>::try_from(frame.get(src..src + 4)?).ok()?)),
+            true => Some(IpAddr::from(<[u8; 16]>::try_from(frame.get(src..src + 16)?).ok()?)),
+        }
+    }
+
+    /// Source and destination address.
+    const fn addresses(self) -> [usize; 2] {
+        if self.is_v6 { [ETHERNET + 8, ETHERNET + 24] } else { [ETHERNET + 12, ETHERNET + 16] }
+    }
+}
+
+/// What answers a packet of TCP or UDP, as far as addresses and ports go: sums stay as they are.
+pub fn turned_back(frame: &[u8]) -> Vec<u8> {
+    let mut back = frame.to_vec();
+    let Some(places) = Places::of(frame) else { return back };
+    let mut swap = |[one, other]: [usize; 2], length: usize| {
+        if other + length <= back.len() {
+            for byte in 0..length {
+                back.swap(one + byte, other + byte);
+            }
+        }
+    };
+    swap([0, 6], 6);
+    swap(places.addresses(), if places.is_v6 { 16 } else { 4 });
+    if matches!(places.protocol, ip_number::TCP | ip_number::UDP) {
+        swap([places.transport, places.transport + 2], 2);
+    }
+    back
+}
+
+/// Has the lengths of the network header and of UDP say that the packet reaches to the frame's end. Other frames stay as
+/// they are.
+pub fn fit_lengths(frame: &mut [u8]) {
+    let Some(places) = Places::of(frame) else { return };
+    let end = frame.len();
+    let mut store = |at: usize, start: usize| {
+        if let (Some(place), Ok(length)) = (frame.get_mut(at..at + 2), u16::try_from(end - start)) {
+            place.copy_from_slice(&length.to_be_bytes());
+        }
+    };
+    if places.is_v6 {
+        store(ETHERNET + 4, places.transport);
+    } else {
+        store(ETHERNET + 2, ETHERNET);
+    }
+    if places.protocol == ip_number::UDP {
+        store(places.transport + 4, places.transport);
+    }
+}
+
+/// Bytes of ICMP before the quotation (RFC 792, RFC 4443 section 2.1).
+const ICMP: usize = 8;
+
+/// Where in the frame of an ICMP error its quotation begins.
+fn quote_offset(frame: &[u8]) -> usize {
+    ETHERNET + header_length(&frame[ETHERNET..]) + ICMP
+}
+
+/// What an ICMP error quotes, as a frame.
+fn quoted_frame(frame: &[u8]) -> Option<Vec<u8>> {
+    let parts = Parts::of(frame).filter(Parts::is_icmp)?;
+    let quote = &frame[parts.transport][ICMP..];
+    Some([&frame[..ETHERNET], quote].concat())
+}
+
+/// What an IP header says of its own length; 40 bytes for what is not IPv4.
+fn header_length(packet: &[u8]) -> usize {
+    match packet.first() {
+        Some(first) if first >> 4 == 4 => usize::from(first & 0x0f) * 4,
+        _ => IPV6,
+    }
+}
+
+/// What checksums cover of a packet with TCP, UDP or ICMP, and where they are.
+struct Parts {
+    is_v6: bool,
+    protocol: IpNumber,
+    /// Offsets in the frame.
+    header: Range<usize>,
+    transport: Range<usize>,
+    /// Of the transport's checksum, in its header.
+    checksum: usize,
+    pseudo_header: Vec<u8>,
+}
+
+impl Parts {
+    /// `None` if the frame does not hold them whole.
+    fn of(frame: &[u8]) -> Option<Self> {
+        let packet = frame.get(ETHERNET..)?;
+        let number =
+            |at: usize| Some(usize::from(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?])));
+        let header = header_length(packet);
+        let (is_v6, protocol, addresses, end) = match packet.first()? >> 4 {
+            4 => (false, *packet.get(9)?, packet.get(12..20)?, number(2)?),
+            6 => (true, *packet.get(6)?, packet.get(8..40)?, IPV6 + number(4)?),
+            _ => return None,
+        };
+        let protocol = IpNumber(protocol);
+        let (least, checksum) = match protocol {
+            ip_number::TCP => (20, 16),
+            ip_number::UDP => (8, 6),
+            ip_number::ICMP | ip_number::IPV6_ICMP => (ICMP, 2),
+            _ => return None,
+        };
+        if header < IPV4 || header + least > end || end > packet.len() {
+            return None;
+        }
+        // RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1: only zeros beyond these words.
+        let mut pseudo_header = addresses.to_vec();
+        pseudo_header.extend([0, protocol.0]);
+        pseudo_header.extend(u16::try_from(end - header).ok()?.to_be_bytes());
+        if protocol == ip_number::ICMP {
+            // RFC 792: without a pseudo header.
+            pseudo_header.clear();
+        }
+        let (header, transport) = (ETHERNET..ETHERNET + header, ETHERNET + header..ETHERNET + end);
+        Some(Self { is_v6, protocol, header, transport, checksum, pseudo_header })
+    }
+
+    fn is_udp(&self) -> bool {
+        self.protocol == ip_number::UDP
+    }
+
+    fn is_icmp(&self) -> bool {
+        matches!(self.protocol, ip_number::ICMP | ip_number::IPV6_ICMP)
+    }
 }
 
 /// The one's-complement sum of 16-bit words (RFC 1071 section 1), an odd byte counting as if a zero followed.

@@ -10,7 +10,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_tests::guest::{FAILED, MODULES, NOTE, PASSED, PROGRAMS, STEPS, Step, report};
+use lb_tests::guest::{
+    FAILED, FUZZ_PACKETS, FUZZ_PACKETS_VARIABLE, MODULES, NOTE, PASSED, PROGRAMS, STEPS, Step, report,
+};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -88,6 +90,7 @@ fn run_step(step: &Step) -> Result<u32> {
     let mut child = Command::new(&program)
         .args(step.args)
         .envs([("PATH", PROGRAMS), ("LB_BIN", &format!("{PROGRAMS}/lb"))])
+        .env(FUZZ_PACKETS_VARIABLE, FUZZ_PACKETS.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -103,7 +103,7 @@ impl Kernel {
         self.clear::<FlowKey<V6>, FlowEntry<V6>>("FLOWS_V6")?;
         self.clear::<ServiceKey, u32>("SERVICES")?;
         self.clear::<u32, Interface>("INTERFACES")?;
-        let cpus = nr_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
+        let cpus = cpus()?;
         for index in 0..INDICES {
             self.array("TURNS")?.set(index, 0_u64, 0)?;
             self.array("CURSORS")?.set(index, 0_u64, 0)?;
@@ -111,10 +111,15 @@ impl Kernel {
             let zeros = PerCpuValues::try_from(vec![BackendCounters::default(); cpus])?;
             PerCpuArray::try_from(self.map_mut("BACKEND_COUNTERS")?)?.set(index, zeros, 0)?;
         }
-        let none = PerCpuValues::try_from(vec![Answers::default(); cpus])?;
-        PerCpuArray::try_from(self.map_mut("ANSWERS")?)?.set(0, none, 0)?;
+        self.forget_answers()?;
         let zeros = PerCpuValues::try_from(vec![ReasonCounters { packets: [0; REASON_COUNTERS] }; cpus])?;
         Ok(PerCpuArray::try_from(self.map_mut("REASONS")?)?.set(0, zeros, 0)?)
+    }
+
+    /// Leaves all answers of the present tick to be sent.
+    pub(crate) fn forget_answers(&mut self) -> Result<()> {
+        let none = PerCpuValues::try_from(vec![Answers::default(); cpus()?])?;
+        Ok(PerCpuArray::try_from(self.map_mut("ANSWERS")?)?.set(0, none, 0)?)
     }
 
     fn clear<K: Pod, V: Pod>(&mut self, name: &str) -> Result<()> {
@@ -139,14 +144,13 @@ impl Kernel {
             Event::Configured => self.configure(tables),
             Event::Frame { ingress, frame, outcome } => {
                 self.process(ingress, frame, outcome)?;
-                self.compare_counters(tables)?;
-                self.compare_flows::<V4>("FLOWS_V4", tables)?;
-                self.compare_flows::<V6>("FLOWS_V6", tables)
+                self.compare_tables(tables)
             }
         }
     }
 
-    fn configure(&mut self, tables: &HostTables) -> Result<()> {
+    /// Takes over services, slots, backends, next hops and MTUs.
+    pub(crate) fn configure(&mut self, tables: &HostTables) -> Result<()> {
         for (index, service) in (0..).zip(tables.services()) {
             self.array::<Service>("SERVICE")?.set(index, service, 0)?;
             let services = self.map_mut("SERVICES")?;
@@ -167,7 +171,12 @@ impl Kernel {
         self.array::<u32>("SMALLEST_MTU")?.set(0, tables.smallest_mtu(), 0).map_err(Into::into)
     }
 
-    fn process(&mut self, ingress: u32, frame: &[u8], expected: &Outcome) -> Result<()> {
+    /// Runs the program on a frame.
+    ///
+    /// # Errors
+    ///
+    /// Where it does something else than is expected.
+    pub(crate) fn process(&mut self, ingress: u32, frame: &[u8], expected: &Outcome) -> Result<()> {
         /// More than an answer is longer than what it answers.
         const HEADERS: usize = 64;
         let mut out = vec![0; frame.len() + HEADERS];
@@ -188,6 +197,13 @@ impl Kernel {
         out.truncate(usize::try_from(result.data_size_out)?);
         ensure!(out == expected.frame, "made {out:02x?} of {frame:02x?}, not {:02x?}", expected.frame);
         Ok(())
+    }
+
+    /// Compares what the program has counted and which flows it holds.
+    pub(crate) fn compare_tables(&mut self, tables: &HostTables) -> Result<()> {
+        self.compare_counters(tables)?;
+        self.compare_flows::<V4>("FLOWS_V4", tables)?;
+        self.compare_flows::<V6>("FLOWS_V6", tables)
     }
 
     fn compare_counters(&mut self, tables: &HostTables) -> Result<()> {
@@ -235,6 +251,10 @@ impl Kernel {
     fn per_cpu<T: Pod>(&self, name: &str, index: u32) -> Result<Vec<T>> {
         Ok(PerCpuArray::<_, T>::try_from(self.map(name)?)?.get(&index, 0)?.to_vec())
     }
+}
+
+fn cpus() -> Result<usize> {
+    nr_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {

@@ -2,6 +2,7 @@
 //! does what the cases of [`lb_ebpf::host::cases`] expect.
 
 mod budget;
+mod fuzz;
 mod kernel;
 mod stack;
 
