@@ -50,6 +50,8 @@ impl Sum {
 pub struct Delta(u16);
 
 impl Delta {
+    /// Nothing changes.
+    pub const NONE: Self = Self(0);
     /// One taken from the upper byte of a word: IPv4's time to live.
     pub const ONE_HOP: Self = Self::new(Sum::of_word(u16::from_ne_bytes([1, 0])), Sum(0));
 

@@ -3,7 +3,7 @@
 use crate::{family::Addr, service::MAX_SNAT};
 
 /// Version of every map's layout. A pin directory of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 
 /// The balancer behind a pin directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -23,12 +23,18 @@ pub struct Meta {
     pub first_port: u16,
     /// How many ports for SNAT.
     pub ports: u16,
+    /// Begins every hash of a flow's key.
+    pub secret: u64,
+    /// Entries that each family's flow table takes.
+    pub flow_entries: u32,
     /// Where the search for a free service index begins. Going round, what has just been given up rests the longest.
     pub next_service: u32,
     /// Where the search for a free backend index begins.
     pub next_backend: u32,
     /// Where the search for free slots begins.
     pub next_slot: u32,
+    /// Nothing.
+    pub zero: u32,
     /// SNAT addresses of services that name none of their own, either family mixed.
     pub snat: [Addr; MAX_SNAT],
     /// The family of each of `snat` ([`crate::Family::NUMBER`]); 0 where there is none.

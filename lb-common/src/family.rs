@@ -6,17 +6,19 @@ use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::checksum::Sum;
+use crate::{checksum::Sum, table::mix};
 
-/// An address family as flows see it: how large an address is, and how much of an entry is left to fill two (IPv4)
-/// or three (IPv6) cache lines.
+/// An address family as flows see it: how large an address is, and how much of a slot of the flow table is left to fill one
+/// (IPv4) or two (IPv6) cache lines.
 pub trait Family: Copy + Eq + Debug + Hash + 'static {
     /// An address as it stands on the wire, big-endian.
     type Address: Copy + Eq + Debug + Hash + 'static;
-    /// Unused words at the end of a flow entry.
+    /// Unused words at the end of a slot.
     type Reserve: Copy + Eq + Debug + 'static;
     /// No word used.
     const RESERVE: Self::Reserve;
+    /// The unspecified address.
+    const UNSPECIFIED: Self::Address;
     /// What [`Addr::family`] says of an address of this family.
     const NUMBER: u8;
 
@@ -26,6 +28,10 @@ pub trait Family: Copy + Eq + Debug + Hash + 'static {
     fn narrow(addr: &Addr) -> Self::Address;
     /// The address's 16-bit words, summed.
     fn sum(address: &Self::Address) -> Sum;
+    /// Whether that is the same address. Not `==`: derived, that calls `bcmp`, byte by byte on BPF.
+    fn is_same(one: &Self::Address, other: &Self::Address) -> bool;
+    /// A hash of both addresses.
+    fn digest(src: &Self::Address, dst: &Self::Address, seed: u64) -> u64;
 }
 
 /// IPv4.
@@ -72,6 +78,7 @@ impl Family for V4 {
     type Address = Address4;
     type Reserve = [u64; 0];
     const RESERVE: Self::Reserve = [];
+    const UNSPECIFIED: Address4 = Address4(0);
     const NUMBER: u8 = 4;
 
     #[inline(always)]
@@ -88,12 +95,23 @@ impl Family for V4 {
     fn sum(address: &Address4) -> Sum {
         Sum::of_double_word(address.0)
     }
+
+    #[inline(always)]
+    fn is_same(one: &Address4, other: &Address4) -> bool {
+        one.0 == other.0
+    }
+
+    #[inline(always)]
+    fn digest(src: &Address4, dst: &Address4, seed: u64) -> u64 {
+        mix(seed, join(src.0, dst.0))
+    }
 }
 
 impl Family for V6 {
     type Address = Address6;
     type Reserve = [u64; 2];
     const RESERVE: Self::Reserve = [0; 2];
+    const UNSPECIFIED: Address6 = Address6([0; 4]);
     const NUMBER: u8 = 6;
 
     #[inline(always)]
@@ -114,6 +132,24 @@ impl Family for V6 {
             .plus(Sum::of_double_word(c))
             .plus(Sum::of_double_word(d))
     }
+
+    #[inline(always)]
+    fn is_same(one: &Address6, other: &Address6) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (one.0, other.0);
+        a == e && b == f && c == g && d == h
+    }
+
+    #[inline(always)]
+    fn digest(src: &Address6, dst: &Address6, seed: u64) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) = (src.0, dst.0);
+        mix(mix(mix(mix(seed, join(a, b)), join(c, d)), join(e, f)), join(g, h))
+    }
+}
+
+/// Two words as one.
+#[inline(always)]
+const fn join(low: u32, high: u32) -> u64 {
+    (high as u64) << 32 | low as u64
 }
 
 /// An address of either family: IPv4 in the first word, the rest zero. Which family it is stands beside it, in the

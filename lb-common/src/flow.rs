@@ -246,81 +246,135 @@ impl Tick {
     }
 }
 
-/// What a packet of a flow becomes, and what has been seen of the flow in this direction.
-///
-/// With its key and the kernel's 48-byte element header an IPv4 entry fills two cache lines exactly, an IPv6 entry
-/// three.
+/// Which backend a flow belongs to, and which half of a pair it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Role(u16);
+
+impl Role {
+    const REPLY: u16 = 1 << 15;
+
+    /// That half of a connection to the backend with that index, which is below [`crate::backend::MAX_BACKENDS`].
+    #[inline(always)]
+    pub const fn new(backend: u32, side: Side) -> Self {
+        #[expect(clippy::cast_possible_truncation, reason = "there are fewer backends")]
+        let backend = backend as u16;
+        Self(if side.0 == Side::Reply.0 { backend | Self::REPLY } else { backend })
+    }
+
+    /// Index of the backend.
+    #[inline(always)]
+    pub const fn backend(self) -> u32 {
+        (self.0 & !Self::REPLY) as u32
+    }
+
+    /// Which half.
+    #[inline(always)]
+    pub const fn side(self) -> Side {
+        if self.0 & Self::REPLY == 0 { Side::Request } else { Side::Reply }
+    }
+}
+
+/// A flow: the packets that it is for, what they become, and what has been seen of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct FlowEntry<F: Family> {
+    /// The tuple of its packets as they arrive.
+    pub arrives: Tuple<F>,
     /// The tuple to write.
     pub becomes: Tuple<F>,
+    /// How the client is reached: the interface that its packets came from, and their MAC addresses turned round.
+    pub client: Hop,
     /// For the network header's checksum (IPv4): the addresses, and one hop taken.
     pub network: Delta,
     /// For the transport header's checksum: addresses and ports.
     pub transport: Delta,
-    /// How the client is reached: the interface that its packets came from, and their MAC addresses turned round.
-    pub client: Hop,
-    /// Index of the backend, for its next hop and its counters.
-    pub backend: u32,
-    /// Index of the service.
-    pub service: u32,
     /// When the last packet passed in this direction.
     pub last: Tick,
-    /// When the pair was made.
-    pub born: Tick,
+    /// For the backend's next hop and its counters, and which half this is.
+    pub role: Role,
     /// What passed in this direction.
     pub seen: Seen,
-    /// Which half this is.
-    pub side: Side,
     /// The FIN and RST that passed in the other direction: the one thing that one half is told of the other.
     pub partner_end: Seen,
-    zero: u8,
     zeros: u32,
-    /// Not 0 while one CPU removes the pair; only a reply's half is claimed, for both.
-    pub claim: u64,
-    reserve: F::Reserve,
 }
 
 impl<F: Family> FlowEntry<F> {
-    /// The half for packets whose answers have tuple `partner`, on that side of the pair.
+    /// Of no packets.
+    pub const EMPTY: Self = {
+        let nowhere = Tuple { src: F::UNSPECIFIED, dst: F::UNSPECIFIED, ports: Ports(0) };
+        Self {
+            arrives: nowhere,
+            becomes: nowhere,
+            client: Hop::new([0; 6], [0; 6], 0),
+            network: Delta::NONE,
+            transport: Delta::NONE,
+            last: Tick(0),
+            role: Role(0),
+            seen: Seen(0),
+            partner_end: Seen(0),
+            zeros: 0,
+        }
+    };
+
+    /// Becomes the half for packets of tuple `arrives`, whose answers have tuple `partner`, on that side of the pair.
+    // In place and field by field: on the BPF stack there is no room for an entry.
     #[inline(always)]
-    pub fn new(partner: &Tuple<F>, side: Side, shared: &Shared) -> Self {
+    pub fn begin(&mut self, arrives: &Tuple<F>, partner: &Tuple<F>, side: Side, shared: &Shared) {
         let (addresses, ports) = if side == Side::Request {
             (shared.addresses, shared.ports)
         } else {
             (shared.addresses.inverse(), shared.ports.inverse())
         };
-        let mut entry = Self {
-            becomes: *partner,
-            network: addresses.and(Delta::ONE_HOP),
-            transport: addresses.and(ports),
-            client: shared.client,
-            backend: shared.backend,
-            service: shared.service,
-            last: shared.born,
-            born: shared.born,
-            seen: Seen::default(),
-            side,
-            partner_end: Seen::default(),
-            zero: 0,
-            zeros: 0,
-            claim: 0,
-            reserve: F::RESERVE,
-        };
-        // Field by field: `partner.reversed()` would stand on the stack a second time.
-        entry.becomes.src = partner.dst;
-        entry.becomes.dst = partner.src;
-        entry.becomes.ports = partner.ports.reversed();
+        self.arrives = *arrives;
+        self.becomes.src = partner.dst;
+        self.becomes.dst = partner.src;
+        self.becomes.ports = partner.ports.reversed();
+        self.client = shared.client;
+        self.network = addresses.and(Delta::ONE_HOP);
+        self.transport = addresses.and(ports);
+        self.last = shared.now;
+        self.role = Role::new(shared.backend, side);
+        self.seen = Seen::default();
+        self.partner_end = Seen::default();
+        self.zeros = 0;
+    }
+
+    /// An entry that [begins](Self::begin) so.
+    pub fn new(arrives: &Tuple<F>, partner: &Tuple<F>, side: Side, shared: &Shared) -> Self {
+        let mut entry = Self::EMPTY;
+        entry.begin(arrives, partner, side, shared);
         entry
     }
 
+    /// Index of the backend.
+    #[inline(always)]
+    pub const fn backend(&self) -> u32 {
+        self.role.backend()
+    }
+
+    /// Which half of the pair this is.
+    #[inline(always)]
+    pub const fn side(&self) -> Side {
+        self.role.side()
+    }
+
     /// Whether both directions have come to their end, as far as this half knows: then a new SYN is a new connection, and
-    /// the port may be taken again. The same as [`crate::ConnectionState::is_over`] says of both halves.
+    /// the port may be taken again. The same as [`crate::ConnectionState::is_over`] says of both halves. What is over stays
+    /// over.
     #[inline(always)]
     pub const fn is_over(&self) -> bool {
         let (own, other) = (self.seen, self.partner_end);
         own.has(Seen::RST) || other.has(Seen::RST) || (own.has(Seen::FIN) && other.has(Seen::FIN))
+    }
+
+    /// Whether packets of that tuple answer this half's: whether that tuple's is the pair's other half.
+    #[inline(always)]
+    pub fn is_answered_by(&self, tuple: &Tuple<F>) -> bool {
+        self.becomes.ports == tuple.ports.reversed()
+            && F::is_same(&self.becomes.src, &tuple.dst)
+            && F::is_same(&self.becomes.dst, &tuple.src)
     }
 
     /// The key of the pair's other half: answers to what this half's packets become.
@@ -339,12 +393,10 @@ pub struct Shared {
     pub ports: Delta,
     /// See [`FlowEntry::client`].
     pub client: Hop,
-    /// See [`FlowEntry::backend`].
+    /// Index of the backend.
     pub backend: u32,
-    /// See [`FlowEntry::service`].
-    pub service: u32,
-    /// See [`FlowEntry::born`].
-    pub born: Tick,
+    /// When they are made.
+    pub now: Tick,
 }
 
 #[cfg(feature = "user")]
@@ -353,7 +405,7 @@ mod pod {
 
     // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl<F: Family> aya::Pod for FlowKey<F> {}
-    // SAFETY: as above; the padding is the fields `zero`, `zeros` and `reserve`.
+    // SAFETY: as above; what would be padding is the field `zeros`.
     unsafe impl<F: Family> aya::Pod for FlowEntry<F> {}
 }
 
@@ -364,12 +416,22 @@ mod tests {
     use core::net::Ipv4Addr;
 
     #[test]
-    fn layouts_have_the_sizes_that_the_cache_lines_ask_for() {
-        const ELEMENT_HEADER: usize = 48;
+    fn an_entry_has_no_padding() {
+        // Both tuples, the client's hop, two deltas, a tick, a role, two sets, a word of zeros.
         assert_eq!(size_of::<FlowKey<V4>>(), 16);
         assert_eq!(size_of::<FlowKey<V6>>(), 40);
-        assert_eq!(ELEMENT_HEADER + size_of::<FlowKey<V4>>() + size_of::<FlowEntry<V4>>(), 2 * 64);
-        assert_eq!(ELEMENT_HEADER + size_of::<FlowKey<V6>>() + size_of::<FlowEntry<V6>>(), 3 * 64);
+        assert_eq!(size_of::<FlowEntry<V4>>(), 2 * 12 + 16 + 4 + 4 + 2 + 2 + 4);
+        assert_eq!(size_of::<FlowEntry<V6>>(), 2 * 36 + 16 + 4 + 4 + 2 + 2 + 4);
+    }
+
+    #[test]
+    fn a_role_keeps_every_backend_apart_from_the_side() {
+        for backend in [0, 1, crate::backend::MAX_BACKENDS - 1] {
+            for side in [Side::Request, Side::Reply] {
+                let role = Role::new(backend, side);
+                assert_eq!((role.backend(), role.side()), (backend, side));
+            }
+        }
     }
 
     #[test]
@@ -389,12 +451,11 @@ mod tests {
             ports: from.port_delta(&becomes),
             client: Hop::default(),
             backend: 0,
-            service: 0,
-            born: Tick::default(),
+            now: Tick::default(),
         };
-        let request = FlowEntry::new(&becomes.reversed(), Side::Request, &shared);
+        let request = FlowEntry::new(&from, &becomes.reversed(), Side::Request, &shared);
         assert_eq!(request.partner(6).tuple, becomes.reversed());
-        let reply = FlowEntry::new(&from, Side::Reply, &shared);
+        let reply = FlowEntry::new(&becomes.reversed(), &from, Side::Reply, &shared);
         assert_eq!(reply.partner(6), FlowKey::new(from, Protocol::Tcp));
     }
 
@@ -410,10 +471,9 @@ mod tests {
             ports: Delta::default(),
             client: Hop::default(),
             backend: 0,
-            service: 0,
-            born: Tick::default(),
+            now: Tick::default(),
         };
-        let mut half = FlowEntry::new(&tuple, Side::Request, &shared);
+        let mut half = FlowEntry::new(&tuple, &tuple, Side::Request, &shared);
         for request in (0..32).map(Seen) {
             for reply in (0..32).map(Seen) {
                 (half.seen, half.partner_end) = (request, reply.end());

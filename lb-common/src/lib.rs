@@ -11,6 +11,7 @@ pub mod family;
 pub mod flow;
 pub mod service;
 pub mod state;
+pub mod table;
 pub mod verdict;
 
 pub use backend::{Backend, BackendCounters, BackendState, Hop, Traffic};

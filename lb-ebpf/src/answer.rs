@@ -26,9 +26,10 @@ pub fn answer<F: Icmp, M: Tables>(
 ) -> Option<()> {
     let arrival = Arrival::of(frame, ingress).ok()?;
     let packet = F::parse(frame, arrival.network).ok()?;
+    let (src, dst) = F::addresses(frame, arrival.network)?;
     let link: &Link = frame.at(0)?;
     let to_one_host = link.dst_head[0] & GROUP == 0;
-    if !to_one_host || !F::is_one_host(&packet.src) || tables.take_answer(tables.now()) >= BUDGET {
+    if !to_one_host || !F::is_one_host(&src) || tables.take_answer(tables.now()) >= BUDGET {
         return None;
     }
     // Whole words, so that the sum needs no case for the rest; more than the eight bytes of the transport stay (RFC 792),
@@ -44,7 +45,7 @@ pub fn answer<F: Icmp, M: Tables>(
     frame.truncate(quote_at + quoted)?;
     write_link(frame, &back, arrival.ether_type)?;
     // The packet's destination is an address of ours.
-    let pseudo_header = F::write(frame, arrival.network, &packet.dst, &packet.src, icmp::HEADER + quoted)?;
+    let pseudo_header = F::write(frame, arrival.network, &dst, &src, icmp::HEADER + quoted)?;
     message.write::<F>(frame, message_at)?;
     let sum = sum_to_end(frame, message_at, (icmp::HEADER + F::QUOTE) / WORD).plus(pseudo_header);
     frame.at_mut::<[u8; 2]>(message_at + icmp::CHECKSUM)?.store(sum.checksum());

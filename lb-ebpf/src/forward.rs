@@ -12,7 +12,7 @@ use crate::{pair, parse::Packet, tables::Flows};
 /// [`Reason::NoNextHop`] while the way is not known.
 #[inline(always)]
 pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow) -> Result<Hop, Reason> {
-    if flow.side == Side::Request && flow.client != packet.back {
+    if flow.side() == Side::Request && flow.client != packet.back {
         pair::relearn(tables, packet, flow);
     }
     way(tables, flow)
@@ -22,10 +22,10 @@ pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow
 /// a client, that of the interface. Nothing is known of what lies beyond.
 #[inline(never)]
 pub fn too_narrow<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow, length: usize) -> Option<u16> {
-    let mtu = if flow.side == Side::Reply {
+    let mtu = if flow.side() == Side::Reply {
         tables.interface_mtu(flow.client.ifindex)
     } else {
-        tables.path_mtu(flow.backend)
+        tables.path_mtu(flow.backend())
     };
     // Larger than any packet is no limit, and 0 is not known.
     u16::try_from(mtu).ok().filter(|mtu| *mtu != 0 && length > usize::from(*mtu))
@@ -38,9 +38,9 @@ pub fn too_narrow<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow, length: usi
 /// [`Reason::NoNextHop`] while it is not known.
 #[inline(always)]
 pub fn way<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow) -> Result<Hop, Reason> {
-    if flow.side == Side::Reply {
+    if flow.side() == Side::Reply {
         return Ok(flow.client);
     }
-    let hop = tables.next_hop(flow.backend).ok_or(Reason::NoNextHop)?;
+    let hop = tables.next_hop(flow.backend()).ok_or(Reason::NoNextHop)?;
     if hop.is_known() { Ok(*hop) } else { Err(Reason::NoNextHop) }
 }

@@ -138,10 +138,55 @@ macro_rules! field {
 field!(2, u16, "{w} = *(u16 *)({p} + 0)", "*(u16 *)({p} + 0) = {w}");
 field!(4, u32, "{w} = *(u32 *)({p} + 0)", "*(u32 *)({p} + 0) = {w}");
 
+/// Four words behind one pointer: with one for each, the compiler would keep them all, from reading to writing.
 impl Field for [u8; 16] {
     type Words = [u32; 4];
 
+    #[cfg(target_arch = "bpf")]
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a load clears the bits beyond its size")]
+    fn load(&self) -> [u32; 4] {
+        let (a, b, c, d): (u64, u64, u64, u64);
+        // SAFETY: reads the bytes of `self` and no other.
+        unsafe {
+            core::arch::asm!(
+                "{a} = *(u32 *)({p} + 0)",
+                "{b} = *(u32 *)({p} + 4)",
+                "{c} = *(u32 *)({p} + 8)",
+                "{d} = *(u32 *)({p} + 12)",
+                p = in(reg) self,
+                a = out(reg) a,
+                b = out(reg) b,
+                c = out(reg) c,
+                d = lateout(reg) d,
+                options(pure, readonly, nostack, preserves_flags),
+            );
+        }
+        [a as u32, b as u32, c as u32, d as u32]
+    }
+
+    #[cfg(target_arch = "bpf")]
+    #[inline(always)]
+    fn store(&mut self, words: [u32; 4]) {
+        let [a, b, c, d] = words.map(u64::from);
+        // SAFETY: writes the bytes of `self` and no other.
+        unsafe {
+            core::arch::asm!(
+                "*(u32 *)({p} + 0) = {a}",
+                "*(u32 *)({p} + 4) = {b}",
+                "*(u32 *)({p} + 8) = {c}",
+                "*(u32 *)({p} + 12) = {d}",
+                p = in(reg) self,
+                a = in(reg) a,
+                b = in(reg) b,
+                c = in(reg) c,
+                d = in(reg) d,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[cfg(not(target_arch = "bpf"))]
     fn load(&self) -> [u32; 4] {
         match self.as_chunks::<4>() {
             ([a, b, c, d], []) => [a.load(), b.load(), c.load(), d.load()],
@@ -149,7 +194,7 @@ impl Field for [u8; 16] {
         }
     }
 
-    #[inline(always)]
+    #[cfg(not(target_arch = "bpf"))]
     fn store(&mut self, words: [u32; 4]) {
         for (bytes, word) in self.as_chunks_mut::<4>().0.iter_mut().zip(words) {
             bytes.store(word);

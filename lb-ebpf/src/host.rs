@@ -24,13 +24,14 @@ use std::{
 
 use lb_common::{
     Addr, Backend, BackendCounters, BackendState, Family, FlowEntry, FlowKey, Hop, Port, Protocol, Reason,
-    Seen, Service, ServiceKey, Side, SlotTable, Tick, V4, V6, service::MAX_SNAT,
+    Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6, flow::Shared, service::MAX_SNAT,
+    table::NotInserted,
 };
 
 use crate::{
     Verdict,
     frame::{Frame, Wire},
-    tables::{Flow, Flows, NotInserted, Tables},
+    tables::{Flow, Flows, Tables},
 };
 
 /// A frame in ordinary memory.
@@ -475,16 +476,22 @@ impl HostFamily for V6 {
     }
 }
 
-impl<F: HostFamily> Flows<F> for &HostTables {
-    type Flow = HostFlow<F>;
+impl<'a, F: HostFamily> Flows<F> for &'a HostTables {
+    type Flow = HostFlow<'a, F>;
 
-    fn flow(self, key: &FlowKey<F>) -> Option<HostFlow<F>> {
+    fn flow(self, key: &FlowKey<F>) -> Option<HostFlow<'a, F>> {
         self.operation();
         let entry = Rc::clone(F::table(self).entries.borrow().get(key)?);
-        Some(HostFlow { found: entry.get(), entry })
+        Some(HostFlow { found: entry.get(), protocol: key.protocol, entry, tables: self })
     }
 
-    fn insert(self, key: &FlowKey<F>, entry: &FlowEntry<F>) -> Result<(), NotInserted> {
+    fn insert(
+        self,
+        key: &FlowKey<F>,
+        partner: &Tuple<F>,
+        side: Side,
+        shared: &Shared,
+    ) -> Result<(), NotInserted> {
         self.operation();
         let table = F::table(self);
         let mut entries = table.entries.borrow_mut();
@@ -494,24 +501,22 @@ impl<F: HostFamily> Flows<F> for &HostTables {
         if entries.len() >= table.capacity.get() {
             return Err(NotInserted::Full);
         }
-        entries.insert(*key, Rc::new(Cell::new(*entry)));
+        let entry = FlowEntry::new(&key.tuple, partner, side, shared);
+        entries.insert(*key, Rc::new(Cell::new(entry)));
         Ok(())
-    }
-
-    fn remove(self, key: &FlowKey<F>) {
-        self.operation();
-        F::table(self).entries.borrow_mut().remove(key);
     }
 }
 
 /// An entry in a flow table: reads as it was found, writes to the table.
 #[derive(Debug)]
-pub struct HostFlow<F: Family> {
+pub struct HostFlow<'a, F: Family> {
     found: FlowEntry<F>,
+    protocol: u32,
     entry: Entry<F>,
+    tables: &'a HostTables,
 }
 
-impl<F: Family> HostFlow<F> {
+impl<F: Family> HostFlow<'_, F> {
     fn edit(&self, edit: impl FnOnce(&mut FlowEntry<F>)) {
         let mut entry = self.entry.get();
         edit(&mut entry);
@@ -519,7 +524,7 @@ impl<F: Family> HostFlow<F> {
     }
 }
 
-impl<F: Family> Deref for HostFlow<F> {
+impl<F: Family> Deref for HostFlow<'_, F> {
     type Target = FlowEntry<F>;
 
     fn deref(&self) -> &FlowEntry<F> {
@@ -527,7 +532,7 @@ impl<F: Family> Deref for HostFlow<F> {
     }
 }
 
-impl<F: Family> Flow<F> for HostFlow<F> {
+impl<F: HostFamily> Flow<F> for HostFlow<'_, F> {
     fn record(&self, seen: Seen, now: Tick) {
         self.edit(|entry| {
             entry.seen = seen;
@@ -543,13 +548,14 @@ impl<F: Family> Flow<F> for HostFlow<F> {
         self.edit(|entry| entry.partner_end = end);
     }
 
-    fn claim(&self) -> bool {
-        let free = self.entry.get().claim == 0;
-        self.edit(|entry| entry.claim += 1);
-        free
-    }
-
-    fn release(&self) {
-        self.edit(|entry| entry.claim = 0);
+    fn remove(&self) -> bool {
+        self.tables.operation();
+        let key = FlowKey { tuple: self.found.arrives, protocol: self.protocol };
+        let mut entries = F::table(self.tables).entries.borrow_mut();
+        let is_there = entries.get(&key).is_some_and(|entry| Rc::ptr_eq(entry, &self.entry));
+        if is_there {
+            entries.remove(&key);
+        }
+        is_there
     }
 }

@@ -50,10 +50,10 @@ pub trait Icmp: Network {
     ///
     /// [`Reason::Malformed`] where it contradicts itself or is cut off, [`Reason::Fragment`] for fragments without
     /// ports.
-    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason>;
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason>;
 
-    /// Writes the addresses of the quoted header at `offset`, which change by `delta` in sum; returns how the sum of the
-    /// whole header changes.
+    /// Writes the addresses of the quoted header at `offset`, whose packet went the other way than those that become
+    /// `becomes`; they change by `delta` in sum. Returns how the sum of the whole header changes.
     fn rewrite_quoted(
         frame: &mut impl Frame,
         offset: usize,
@@ -77,9 +77,6 @@ pub trait Icmp: Network {
     /// Whether that may be the address of one host: only those are told of errors (RFC 1122 section 3.2.2, RFC 4443
     /// section 2.4(e)).
     fn is_one_host(address: &Self::Address) -> bool;
-
-    /// Whether that is the same address. Not `==`: derived, that calls `bcmp`, byte by byte on BPF.
-    fn is_same(one: &Self::Address, other: &Self::Address) -> bool;
 }
 
 /// What routers give their own packets (RFC 1700).
@@ -110,7 +107,7 @@ impl Icmp for V4 {
     }
 
     #[inline(always)]
-    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason> {
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason> {
         /// RFC 791 section 3.1.
         const FRAGMENT_OFFSET: u16 = 0x1fff;
 
@@ -123,8 +120,6 @@ impl Icmp for V4 {
             return Err(Reason::Fragment);
         }
         Ok(Header {
-            src: Address4(header.src_addr.load()),
-            dst: Address4(header.dst_addr.load()),
             protocol: header.proto,
             hops: header.ttl,
             transport: offset + header_length,
@@ -140,8 +135,8 @@ impl Icmp for V4 {
         delta: Delta,
     ) -> Option<Delta> {
         let header: &mut Ipv4Hdr = frame.at_mut(offset)?;
-        header.src_addr.store(becomes.src.0);
-        header.dst_addr.store(becomes.dst.0);
+        header.src_addr.store(becomes.dst.0);
+        header.dst_addr.store(becomes.src.0);
         let before = header.check.load();
         let after = delta.apply(before);
         header.check.store(after);
@@ -197,11 +192,6 @@ impl Icmp for V4 {
         let [first, ..] = address.0.to_ne_bytes();
         first != 0 && first != 127 && first < MULTICAST
     }
-
-    #[inline(always)]
-    fn is_same(one: &Address4, other: &Address4) -> bool {
-        one.0 == other.0
-    }
 }
 
 impl Icmp for V6 {
@@ -227,7 +217,7 @@ impl Icmp for V6 {
     }
 
     #[inline(always)]
-    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header<Self>, Reason> {
+    fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason> {
         /// IPv6's fragment header (RFC 8200 section 4.5).
         const FRAGMENT: u8 = 44;
 
@@ -240,8 +230,6 @@ impl Icmp for V6 {
             return Err(Reason::Fragment);
         }
         Ok(Header {
-            src: Address6(header.src_addr.load()),
-            dst: Address6(header.dst_addr.load()),
             protocol: header.next_hdr,
             hops: header.hop_limit,
             transport: offset + size_of::<Ipv6Hdr>(),
@@ -257,8 +245,8 @@ impl Icmp for V6 {
         delta: Delta,
     ) -> Option<Delta> {
         let header: &mut Ipv6Hdr = frame.at_mut(offset)?;
-        header.src_addr.store(becomes.src.0);
-        header.dst_addr.store(becomes.dst.0);
+        header.src_addr.store(becomes.dst.0);
+        header.dst_addr.store(becomes.src.0);
         Some(delta)
     }
 
@@ -301,12 +289,6 @@ impl Icmp for V6 {
         let [first, ..] = a.to_ne_bytes();
         first != MULTICAST && (a | b | c) != 0
     }
-
-    #[inline(always)]
-    fn is_same(one: &Address6, other: &Address6) -> bool {
-        let ([a, b, c, d], [e, f, g, h]) = (one.0, other.0);
-        a == e && b == f && c == g && d == h
-    }
 }
 
 /// An ICMP error about a packet that was sent from here.
@@ -320,8 +302,6 @@ pub struct Report<F: Family> {
     hops: u8,
     /// Whether the quotation reaches to the end of the transport's checksum.
     has_checksum: bool,
-    /// Sum of the packet's own addresses.
-    addresses: Sum,
     /// Offset of the network header.
     network: usize,
     /// Offset of the ICMP header.
@@ -351,21 +331,23 @@ impl<F: Icmp> Report<F> {
         let length = payload.checked_sub(HEADER).ok_or(Reason::Malformed)?;
         let quoted = F::parse_quoted(frame, packet.transport + HEADER, length)?;
         let protocol = Protocol::from_number(quoted.protocol).ok_or(Reason::OtherProtocol)?;
-        if quoted.payload < QUOTED || !F::is_same(&quoted.src, &packet.dst) {
+        let (_, addressee) = F::addresses(frame, arrival.network).ok_or(Reason::Malformed)?;
+        let (src, dst) = F::addresses(frame, packet.transport + HEADER).ok_or(Reason::Malformed)?;
+        if quoted.payload < QUOTED || !F::is_same(&src, &addressee) {
             return Err(Reason::Malformed);
         }
         let ports: &[u8; 4] = frame.at(quoted.transport).ok_or(Reason::Malformed)?;
         let ports = Ports::from_wire(ports.load()).reversed();
-        let answer = Tuple { src: quoted.dst, dst: quoted.src, ports };
+        let answer = Tuple { src: dst, dst: src, ports };
         Ok(Self {
             key: FlowKey::new(answer, protocol),
             protocol,
             hops: packet.hops,
             has_checksum: quoted.payload >= checksum(protocol) + size_of::<u16>(),
-            addresses: F::sum(&packet.src).plus(F::sum(&packet.dst)),
             network: arrival.network,
-            message: packet.transport,
-            transport: quoted.transport,
+            // To be compared with the frame's end again.
+            message: black_box(packet.transport),
+            transport: black_box(quoted.transport),
         })
     }
 
@@ -388,9 +370,9 @@ impl<F: Icmp> Report<F> {
     pub fn rewrite(&self, frame: &mut impl Frame, flow: &FlowEntry<F>, hop: &Hop) -> Option<()> {
         let addresses = flow.network.and(Delta::ONE_HOP.inverse());
         let ports = flow.transport.and(addresses.inverse());
-        let quoted = flow.becomes.reversed();
-        let mut delta = F::rewrite_quoted(frame, self.message + HEADER, &quoted, addresses)?.and(ports);
-        frame.at_mut::<[u8; 4]>(self.transport)?.store(quoted.ports.wire());
+        let becomes = &flow.becomes;
+        let mut delta = F::rewrite_quoted(frame, self.message + HEADER, becomes, addresses)?.and(ports);
+        frame.at_mut::<[u8; 4]>(self.transport)?.store(becomes.ports.reversed().wire());
         if self.has_checksum {
             let check: &mut [u8; 2] = frame.at_mut(self.transport + checksum(self.protocol))?;
             let before = check.load();
@@ -403,8 +385,9 @@ impl<F: Icmp> Report<F> {
         }
 
         // Its sender may be any router.
-        let becomes = &flow.becomes;
-        let outer = Delta::new(self.addresses, F::sum(&becomes.src).plus(F::sum(&becomes.dst)));
+        let (src, dst) = F::addresses(frame, self.network)?;
+        let outer =
+            Delta::new(F::sum(&src).plus(F::sum(&dst)), F::sum(&becomes.src).plus(F::sum(&becomes.dst)));
         let check: &mut [u8; 2] = frame.at_mut(self.message + CHECKSUM)?;
         check.store(delta.and(F::pseudo_header(outer)).apply(check.load()));
         F::rewrite(frame, self.network, becomes, outer.and(Delta::ONE_HOP))?;

@@ -130,10 +130,10 @@ fn translate<F: Icmp, M: Flows<F>>(
         let egress = frame.apart(move |frame| translate_error::<F, M>(frame, tables, ingress))?;
         return Ok(Verdict { reason: Reason::IcmpForwarded, egress });
     };
-    let (ports, seen) = parse::transport(frame, &network, protocol)?;
+    let (ports, seen) = parse::transport::<F>(frame, &network, protocol)?;
     let packet = Packet::new(frame, arrival, &network, protocol, ports, seen);
     let known = match tables.flow(&packet.key) {
-        Some(flow) if packet.is_syn() && pair::makes_way(tables, &packet.key, &flow) => None,
+        Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
         other => other,
     };
     let flow = match known {
@@ -163,7 +163,7 @@ fn translate<F: Icmp, M: Flows<F>>(
         return send_answer::<F, M>(frame, tables, arrival, Reason::TooBig, Message::TooBig(mtu));
     }
     rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;
-    tables.count_traffic(flow.backend, flow.side, frame.length());
+    tables.count_traffic(flow.backend(), flow.side(), frame.length());
     Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
 }
 

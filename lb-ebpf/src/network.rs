@@ -5,13 +5,10 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::frame::{Field as _, Frame};
 
-/// What later stages need of a network header.
+/// What parsing needs of a network header, addresses apart: read with the rest, they would be kept for long where there is
+/// little room.
 #[derive(Clone, Copy, Debug)]
-pub struct Header<F: Family> {
-    /// Source address.
-    pub src: F::Address,
-    /// Destination address.
-    pub dst: F::Address,
+pub struct Header {
     /// IP protocol number of what follows.
     pub protocol: u8,
     /// Routers that the packet may still pass, this one included.
@@ -29,7 +26,10 @@ pub trait Network: Family {
     /// # Errors
     ///
     /// [`Reason::Malformed`] where it contradicts itself or the frame, [`Reason::Fragment`] for fragments.
-    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason>;
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason>;
+
+    /// Source and destination address in the header at `offset`. `None` if the frame ends before.
+    fn addresses(frame: &impl Frame, offset: usize) -> Option<(Self::Address, Self::Address)>;
 
     /// Writes the addresses and one hop less. `delta` is for the header's checksum, the hop included.
     fn rewrite(frame: &mut impl Frame, offset: usize, becomes: &Tuple<Self>, delta: Delta) -> Option<()>;
@@ -37,7 +37,7 @@ pub trait Network: Family {
 
 impl Network for V4 {
     #[inline(always)]
-    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason> {
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason> {
         /// More-fragments flag and fragment offset (RFC 791 section 3.1); what remains is reserved and don't-fragment.
         const FRAGMENT: u16 = 0x3fff;
 
@@ -55,13 +55,17 @@ impl Network for V4 {
             return Err(Reason::Fragment);
         }
         Ok(Header {
-            src: Address4(header.src_addr.load()),
-            dst: Address4(header.dst_addr.load()),
             protocol: header.proto,
             hops: header.ttl,
             transport: offset + header_length,
             payload: total_length - header_length,
         })
+    }
+
+    #[inline(always)]
+    fn addresses(frame: &impl Frame, offset: usize) -> Option<(Address4, Address4)> {
+        let header: &Ipv4Hdr = frame.at(offset)?;
+        Some((Address4(header.src_addr.load()), Address4(header.dst_addr.load())))
     }
 
     #[inline(always)]
@@ -77,7 +81,7 @@ impl Network for V4 {
 
 impl Network for V6 {
     #[inline(always)]
-    fn parse(frame: &impl Frame, offset: usize) -> Result<Header<Self>, Reason> {
+    fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason> {
         /// IPv6's fragment header (RFC 8200 section 4.5).
         const FRAGMENT: u8 = 44;
 
@@ -91,13 +95,17 @@ impl Network for V6 {
             return Err(Reason::Fragment);
         }
         Ok(Header {
-            src: Address6(header.src_addr.load()),
-            dst: Address6(header.dst_addr.load()),
             protocol: header.next_hdr,
             hops: header.hop_limit,
             transport: offset + size_of::<Ipv6Hdr>(),
             payload,
         })
+    }
+
+    #[inline(always)]
+    fn addresses(frame: &impl Frame, offset: usize) -> Option<(Address6, Address6)> {
+        let header: &Ipv6Hdr = frame.at(offset)?;
+        Some((Address6(header.src_addr.load()), Address6(header.dst_addr.load())))
     }
 
     #[inline(always)]

@@ -1,13 +1,13 @@
 //! Pairs of flows: allocate a source port, insert both halves or none, and tell when a pair is over.
 
 use lb_common::{
-    Delta, Family, FlowEntry, FlowKey, Port, Ports, Reason, Seen, Service, Side, Tuple, flow::Shared,
-    service::MAX_SNAT,
+    Delta, Family, FlowKey, Port, Ports, Reason, Seen, Service, Side, Tuple, flow::Shared, service::MAX_SNAT,
+    table::NotInserted,
 };
 
 use crate::{
     parse::Packet,
-    tables::{Flow, Flows, NotInserted},
+    tables::{Flow, Flows},
 };
 
 /// Source ports that are looked at before a connection is refused: so many rounds of so many. They follow each other,
@@ -41,18 +41,20 @@ pub fn insert<F: Family, M: Flows<F>>(
         ports: Delta::default(),
         client: packet.back,
         backend,
-        service,
-        born: tables.now(),
+        now: tables.now(),
     };
     let source = tables.service(service).ok_or(Reason::NoService)?;
     insert_reply(tables, &source, target.cursor, &mut reply, request, &mut shared)?;
-    match insert_half(tables, &packet.key, &reply.tuple, Side::Request, &shared) {
+    match tables.insert(&packet.key, &reply.tuple, Side::Request, &shared) {
         Ok(()) => {
             tables.count_connection(backend);
             Ok(())
         }
         Err(why) => {
-            tables.remove(&reply);
+            // Nobody else removes what is not over, or takes its place.
+            if let Some(flow) = tables.flow(&reply) {
+                flow.remove();
+            }
             match why {
                 // Another CPU was first with a packet of this connection: its pair is as good.
                 NotInserted::Exists => Ok(()),
@@ -73,13 +75,15 @@ fn insert_reply<F: Family, M: Flows<F>>(
     shared: &mut Shared,
 ) -> Result<(), Reason> {
     for _ in 0..ROUNDS {
-        if !find_port(tables, service, cursor, key) {
-            continue;
+        match find_port(tables, service, cursor, key) {
+            Found::Free => {}
+            Found::Over if remove(tables, key) => {}
+            Found::Over | Found::Nothing => continue,
         }
         // To a sum the reply's tuple is as good as its reverse, which requests become.
         shared.addresses = request.address_delta(&key.tuple);
         shared.ports = request.port_delta(&key.tuple);
-        match insert_half(tables, key, request, Side::Reply, shared) {
+        match tables.insert(key, request, Side::Reply, shared) {
             Ok(()) => return Ok(()),
             Err(NotInserted::Exists) => {}
             Err(NotInserted::Full) => return Err(Reason::TableFull),
@@ -88,39 +92,38 @@ fn insert_reply<F: Family, M: Flows<F>>(
     Err(Reason::PortsExhausted)
 }
 
-/// Fills in the next source that is free or whose pair is over; says whether there was one. Cursors go round, so that
-/// such a pair is the one that has been over longest, and its backend the least likely to still hold it in TIME-WAIT.
+/// What a search for a source port has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Found {
+    /// Nothing, so far.
+    Nothing,
+    /// One that is free.
+    Free,
+    /// One whose pair is over.
+    Over,
+}
+
+/// Fills in the next source that is free or whose pair is over. Cursors go round, so that such a pair is the one that has
+/// been over longest, and its backend the least likely to still hold it in TIME-WAIT.
 #[inline(never)]
 fn find_port<F: Family, M: Flows<F>>(
     tables: M,
     service: &Service,
     cursor: u32,
     key: &mut FlowKey<F>,
-) -> bool {
+) -> Found {
     for _ in 0..PROBES {
-        let Some((snat, snat_port)) = source::<F>(service, tables.take_port(cursor)) else { return false };
+        let Some((snat, snat_port)) = source::<F>(service, tables.take_port(cursor)) else { break };
         key.tuple.dst = snat;
         key.tuple.ports = Ports::new(key.tuple.ports.src(), snat_port);
         match tables.flow(key) {
-            None => return true,
-            Some(flow) if flow.is_over() => break,
+            None => return Found::Free,
+            Some(flow) if flow.is_over() => return Found::Over,
             Some(_) => {}
         }
     }
-    tables.flow(key).is_none_or(|flow| flow.is_over() && remove(tables, key, &flow))
-}
-
-/// Inserts the half with that key, the other half's packets being those of `partner`.
-// A function of its own, not for its callers' sake: an entry takes a fifth of the BPF stack, here only while needed.
-#[inline(never)]
-fn insert_half<F: Family, M: Flows<F>>(
-    tables: M,
-    key: &FlowKey<F>,
-    partner: &Tuple<F>,
-    side: Side,
-    shared: &Shared,
-) -> Result<(), NotInserted> {
-    tables.insert(key, &FlowEntry::new(partner, side, shared))
+    Found::Nothing
 }
 
 /// The `number`-th of the service's source addresses and ports, going round.
@@ -138,34 +141,31 @@ fn source<F: Family>(service: &Service, number: u32) -> Option<(F::Address, Port
 /// Whether a SYN on a known flow begins a new connection, in place of one that is over, which is removed. The new one
 /// gets a source port of its own, for the backend may hold the old one in TIME-WAIT.
 #[inline(never)]
-pub fn makes_way<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow) -> bool {
-    let over = flow.side == Side::Request && flow.is_over();
+pub fn makes_way<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>) -> bool {
+    let over = tables.flow(key).is_some_and(|flow| flow.side() == Side::Request && flow.is_over());
     if over {
         // If another CPU removes it, that one inserts the new pair, or this one does: 'no overwrite' decides.
-        let _removed = remove(tables, key, flow);
+        remove(tables, key);
     }
     over
 }
 
-/// Removes the pair that is over and has that half; says whether this CPU did.
-///
-/// Elements are removed by key, and another CPU may have removed the pair and put a new one under the same key since this
-/// one looked. So whoever removes first claims the reply's half, and then looks again.
-#[inline(always)]
-fn remove<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, flow: &M::Flow) -> bool {
-    let partner_key = flow.partner(key.protocol);
-    let reply_key = if flow.side == Side::Reply { key } else { &partner_key };
-    let Some(reply) = tables.flow(reply_key) else { return false };
-    if !reply.claim() {
+/// Removes the pair that has that half, if it is over; says whether this CPU has removed it or found none. The request's half
+/// stands for the pair: who removes that one removes the other.
+// Out of line, and so it looks again for what its callers have found.
+#[inline(never)]
+fn remove<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>) -> bool {
+    let Some(flow) = tables.flow(key) else { return true };
+    if !flow.is_over() {
         return false;
     }
-    if !tables.flow(reply_key).is_some_and(|reply| reply.is_over()) {
-        reply.release();
-        return false;
+    // The other half may be gone, and another pair's be under its key.
+    let partner = tables.flow(&flow.partner(key.protocol)).filter(|half| half.is_answered_by(&key.tuple));
+    match partner {
+        Some(request) if flow.side() == Side::Reply => request.remove() && flow.remove(),
+        Some(reply) => flow.remove() && reply.remove(),
+        None => flow.remove(),
     }
-    tables.remove(key);
-    tables.remove(&partner_key);
-    true
 }
 
 /// Tells the other half that this direction has ended.

@@ -69,13 +69,15 @@ impl<F: Network> Packet<F> {
     pub fn new(
         frame: &impl Frame,
         arrival: &Arrival,
-        network: &network::Header<F>,
+        network: &network::Header,
         protocol: Protocol,
         ports: Ports,
         seen: Seen,
     ) -> Self {
+        // They are there: the header has been parsed.
+        let (src, dst) = F::addresses(frame, arrival.network).unwrap_or((F::UNSPECIFIED, F::UNSPECIFIED));
         Self {
-            key: FlowKey::new(Tuple { src: network.src, dst: network.dst, ports }, protocol),
+            key: FlowKey::new(Tuple { src, dst, ports }, protocol),
             back: arrival.back(frame),
             protocol,
             seen,
@@ -94,7 +96,7 @@ impl<F: Network> Packet<F> {
 #[inline(always)]
 pub fn transport<F: Network>(
     frame: &impl Frame,
-    network: &network::Header<F>,
+    network: &network::Header,
     protocol: Protocol,
 ) -> Result<(Ports, Seen), Reason> {
     let seen = match protocol {

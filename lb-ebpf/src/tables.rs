@@ -2,7 +2,10 @@
 
 use core::ops::Deref;
 
-use lb_common::{Backend, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey, Side, Tick};
+use lb_common::{
+    Backend, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey, Side, Tick, Tuple,
+    flow::Shared, table::NotInserted,
+};
 
 /// What is shared by both families. Tables are handles: copying one copies nothing of what it holds.
 pub trait Tables: Copy {
@@ -48,14 +51,18 @@ pub trait Flows<F: Family>: Tables {
 
     /// The entry of packets with that key.
     fn flow(self, key: &FlowKey<F>) -> Option<Self::Flow>;
-    /// Adds an entry, never over an existing one.
+    /// Adds an entry for packets with that key, never over an existing one; the rest is as [`FlowEntry::begin`] takes it.
     ///
     /// # Errors
     ///
     /// Says which of the two reasons there is for not adding it.
-    fn insert(self, key: &FlowKey<F>, entry: &FlowEntry<F>) -> Result<(), NotInserted>;
-    /// Removes an entry if it is there.
-    fn remove(self, key: &FlowKey<F>);
+    fn insert(
+        self,
+        key: &FlowKey<F>,
+        partner: &Tuple<F>,
+        side: Side,
+        shared: &Shared,
+    ) -> Result<(), NotInserted>;
 }
 
 /// An entry in a flow table. Other CPUs may write it at any time, so that what is read is a scalar's latest value and
@@ -67,17 +74,6 @@ pub trait Flow<F: Family>: Deref<Target = FlowEntry<F>> {
     fn set_client(&self, client: Hop);
     /// Writes down how the other direction has ended.
     fn set_partner_end(&self, end: Seen);
-    /// Takes the right to remove the pair; says whether nobody else has it.
-    fn claim(&self) -> bool;
-    /// Gives that right back.
-    fn release(&self);
-}
-
-/// Why a flow was not inserted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotInserted {
-    /// The key is taken.
-    Exists,
-    /// The table is full.
-    Full,
+    /// Removes this entry, and never one that has come in its place; says whether this call did.
+    fn remove(&self) -> bool;
 }

@@ -34,7 +34,10 @@ fn carry_out(maps: &mut Maps, step: &Step) -> anyhow::Result<()> {
             thread::sleep(IN_FLIGHT);
             Ok(())
         }
-        Step::EndFlows { backends } => flows::end(maps, &HashSet::from_iter(backends.iter().copied())),
+        Step::EndFlows { backends } => {
+            flows::end(maps, &HashSet::from_iter(backends.iter().copied()));
+            Ok(())
+        }
         Step::WriteMeta(meta) => maps.set_meta(*meta),
     }
 }

@@ -48,13 +48,6 @@ impl<K: Pod, V: Pod> Walk<K, V> {
         Self { cursor: None, keys: Vec::new(), values: Vec::new(), at_end: false }
     }
 
-    /// How many buckets of a hash map the walk has behind it.
-    pub(crate) fn buckets(&self) -> u32 {
-        let [word, ..] = self.cursor.unwrap_or_default();
-        let [a, b, c, d, ..] = word.to_ne_bytes();
-        u32::from_ne_bytes([a, b, c, d])
-    }
-
     /// The next elements, in keys and values of equal number; `None` behind the last ones.
     pub(crate) fn next_chunk(&mut self, map: &impl IterableMap<K, V>) -> io::Result<Option<(&[K], &[V])>> {
         if self.at_end {

@@ -3,8 +3,10 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
+    hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     path::{Path, PathBuf},
+    process,
 };
 
 use clap::{
@@ -140,6 +142,7 @@ impl RunArgs {
             snat: SnatPool::new(&self.snat)?,
             ports: self.snat_ports,
             max_flows: self.max_flows,
+            secret: RandomState::new().hash_one(process::id()),
             log_level: self.log_level,
         })
     }

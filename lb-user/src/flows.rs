@@ -6,15 +6,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use lb_common::{ConnectionState, Family, FlowEntry, FlowKey, Port, Protocol, Seen, Side, Tick};
 use serde::Serialize;
 
 use crate::{
-    batch::Walk,
     clock,
-    maps::{FlowTable, Maps, find, remove},
+    maps::{FlowTable, Maps},
     model::{Endpoint, ServiceAddress},
+    table::{Located, Table},
     view::{self, Column},
 };
 
@@ -41,32 +40,26 @@ struct Reply {
 /// Visits every connection of both families, in no order.
 pub(crate) fn for_each(maps: &Maps, mut visit: impl FnMut(Connection)) -> anyhow::Result<()> {
     let now = clock::now()?;
-    for_each_of::<lb_common::V4>(maps, now, &mut visit)?;
-    for_each_of::<lb_common::V6>(maps, now, &mut visit)
+    for_each_of::<lb_common::V4>(maps, now, &mut visit);
+    for_each_of::<lb_common::V6>(maps, now, &mut visit);
+    Ok(())
 }
 
-fn for_each_of<F: FlowTable>(
-    maps: &Maps,
-    now: Tick,
-    visit: &mut impl FnMut(Connection),
-) -> anyhow::Result<()> {
+fn for_each_of<F: FlowTable>(maps: &Maps, now: Tick, visit: &mut impl FnMut(Connection)) {
+    let table = F::flows(maps);
     let mut requests = Vec::new();
     let mut replies = HashMap::new();
-    let mut walk = Walk::new();
-    while let Some((keys, entries)) = walk.next_chunk(F::flows(maps)).context("cannot read the flow table")? {
-        for (key, entry) in keys.iter().zip(entries) {
-            if entry.side == Side::Request {
-                requests.push((*key, *entry));
-            } else {
-                replies.insert(*key, Reply { seen: entry.seen, last: entry.last });
-            }
+    for Located { key, entry, .. } in table.flows(0..table.slots()) {
+        if entry.side() == Side::Request {
+            requests.push((key, entry));
+        } else {
+            replies.insert(key, Reply { seen: entry.seen, last: entry.last });
         }
     }
     for (key, entry) in &requests {
         let reply = replies.get(&entry.partner(key.protocol)).copied();
         connection(key, entry, reply, now).into_iter().for_each(&mut *visit);
     }
-    Ok(())
 }
 
 /// `None` if the key is not one of a service's protocols.
@@ -85,7 +78,7 @@ fn connection<F: Family>(
         service: socket::<F>(key.tuple.dst, key.tuple.ports.dst()),
         snat: socket::<F>(entry.becomes.src, entry.becomes.ports.src()),
         backend: socket::<F>(entry.becomes.dst, entry.becomes.ports.dst()),
-        backend_index: entry.backend,
+        backend_index: entry.backend(),
         state: ConnectionState::of(protocol, entry.seen, reply.seen),
         idle: idle(now, entry.last, reply.last),
     })
@@ -185,28 +178,21 @@ pub(crate) fn text(flows: &[FlowView]) -> String {
 }
 
 /// Ends all connections of some backends, which no new ones come to.
-pub(crate) fn end(maps: &mut Maps, backends: &HashSet<u32>) -> anyhow::Result<()> {
-    end_of::<lb_common::V4>(maps, backends)?;
-    end_of::<lb_common::V6>(maps, backends)
+pub(crate) fn end(maps: &Maps, backends: &HashSet<u32>) {
+    end_of::<lb_common::V4>(maps, backends);
+    end_of::<lb_common::V6>(maps, backends);
 }
 
-fn end_of<F: FlowTable>(maps: &mut Maps, backends: &HashSet<u32>) -> anyhow::Result<()> {
-    let mut requests = Vec::new();
-    let mut replies = Vec::new();
-    let mut walk = Walk::new();
-    while let Some((keys, entries)) = walk.next_chunk(F::flows(maps)).context("cannot read the flow table")? {
-        for (key, entry) in keys.iter().zip(entries).filter(|(_, entry)| backends.contains(&entry.backend)) {
-            if entry.side == Side::Request { &mut requests } else { &mut replies }.push(*key);
-        }
-    }
+fn end_of<F: FlowTable>(maps: &Maps, backends: &HashSet<u32>) {
+    let table = F::flows(maps);
     // A pair without its request half starts nothing wrong: see `remove_pair`.
-    for key in requests.iter().chain(&replies) {
-        // A client may have begun a new connection, to another backend, under the key of one that was over.
-        if find(F::flows(maps), key)?.is_some_and(|entry| backends.contains(&entry.backend)) {
-            remove(F::flows_mut(maps), key)?;
+    for side in [Side::Request, Side::Reply] {
+        for flow in table.flows(0..table.slots()) {
+            if flow.entry.side() == side && backends.contains(&flow.entry.backend()) {
+                table.remove(&flow);
+            }
         }
     }
-    Ok(())
 }
 
 /// How long half a pair may be alone: longer than making or removing one takes.
@@ -215,27 +201,22 @@ const ALONE: Duration = Duration::from_secs(10);
 /// Nothing is removed that has been idle for less: the shortest limit of all states, and `ALONE`.
 pub(crate) const SHORTEST: Duration = ALONE;
 
-/// Removes what an entry of a flow table is part of, if it has been idle for longer than it may be; whether it has.
-pub(crate) fn expire<F: FlowTable>(
-    maps: &mut Maps,
-    key: &FlowKey<F>,
-    entry: &FlowEntry<F>,
-    now: Tick,
-) -> anyhow::Result<bool> {
-    let Some(protocol) = key.protocol() else { return Ok(false) };
+/// Removes what a flow is part of, if that has been idle for longer than it may be; whether it has.
+pub(crate) fn expire<F: Family>(table: &Table<F>, flow: &Located<F>, now: Tick) -> bool {
+    let Located { key, entry, .. } = flow;
+    let Some(protocol) = key.protocol() else { return false };
     if idle(now, entry.last, entry.last) < SHORTEST {
-        return Ok(false);
+        return false;
     }
-    let partner_key = entry.partner(key.protocol);
-    let partner = find(F::flows(maps), &partner_key)?;
-    match partner.filter(|partner| partner.partner(key.protocol) == *key) {
+    let partner = table.find(&entry.partner(key.protocol));
+    match partner.filter(|partner| partner.entry.is_answered_by(&key.tuple)) {
         // Its other half is gone, or has found another one.
-        None => remove_unchanged(maps, key, entry),
+        None => remove_unchanged(table, flow),
         // Pairs are judged once, at their request half.
-        Some(reply) if entry.side == Side::Request && is_expired(protocol, entry, &reply, now) => {
-            remove_pair(maps, (key, entry), (&partner_key, &reply))
+        Some(reply) if entry.side() == Side::Request && is_expired(protocol, entry, &reply.entry, now) => {
+            remove_pair(table, flow, &reply)
         }
-        Some(_) => Ok(false),
+        Some(_) => false,
     }
 }
 
@@ -252,26 +233,14 @@ fn is_expired<F: Family>(
 /// Removes both halves. First the request's: while only the reply's is there, a late reply still finds its way, and a
 /// new connection of the client gets a new pair, whose source port is probed past the old one. The other way round the
 /// client's packets would reach the backend, but no reply would come back.
-fn remove_pair<F: FlowTable>(
-    maps: &mut Maps,
-    request: (&FlowKey<F>, &FlowEntry<F>),
-    reply: (&FlowKey<F>, &FlowEntry<F>),
-) -> anyhow::Result<bool> {
+fn remove_pair<F: Family>(table: &Table<F>, request: &Located<F>, reply: &Located<F>) -> bool {
     // If a packet came just before, both stay.
-    Ok(remove_unchanged(maps, request.0, request.1)? && remove_unchanged(maps, reply.0, reply.1)?)
+    remove_unchanged(table, request) && remove_unchanged(table, reply)
 }
 
-/// Removes an entry that no packet has touched since it was read; whether that is so.
-fn remove_unchanged<F: FlowTable>(
-    maps: &mut Maps,
-    key: &FlowKey<F>,
-    entry: &FlowEntry<F>,
-) -> anyhow::Result<bool> {
-    let unchanged = find(F::flows(maps), key)?.is_some_and(|present| present == *entry);
-    if unchanged {
-        remove(F::flows_mut(maps), key)?;
-    }
-    Ok(unchanged)
+/// Removes a flow that no packet has touched since it was read; whether that is so.
+fn remove_unchanged<F: Family>(table: &Table<F>, flow: &Located<F>) -> bool {
+    table.find(&flow.key).is_some_and(|present| present.entry == flow.entry) && table.remove(flow)
 }
 
 #[cfg(test)]
@@ -294,19 +263,18 @@ mod tests {
         }
     }
 
-    fn pair(born: Tick) -> (FlowKey<V4>, FlowEntry<V4>, FlowEntry<V4>) {
+    fn pair(now: Tick) -> (FlowKey<V4>, FlowEntry<V4>, FlowEntry<V4>) {
         let from = tuple([10, 0, 0, 2], 40_000, [10, 10, 10, 1], 80);
         let becomes = tuple([10, 10, 10, 1], 1024, [192, 168, 1, 1], 8080);
         let none = Delta::default();
-        let shared =
-            Shared { addresses: none, ports: none, client: Hop::default(), backend: 5, service: 2, born };
-        let request = FlowEntry::new(&becomes.reversed(), Side::Request, &shared);
-        let reply = FlowEntry::new(&from, Side::Reply, &shared);
+        let shared = Shared { addresses: none, ports: none, client: Hop::default(), backend: 5, now };
+        let request = FlowEntry::new(&from, &becomes.reversed(), Side::Request, &shared);
+        let reply = FlowEntry::new(&becomes.reversed(), &from, Side::Reply, &shared);
         (FlowKey::new(from, Protocol::Tcp), request, reply)
     }
 
-    fn established(born: Tick) -> (FlowKey<V4>, FlowEntry<V4>, FlowEntry<V4>) {
-        let (key, mut request, mut reply) = pair(born);
+    fn established(now: Tick) -> (FlowKey<V4>, FlowEntry<V4>, FlowEntry<V4>) {
+        let (key, mut request, mut reply) = pair(now);
         request.seen = Seen::PACKET.and(Seen::SYN).and(Seen::ACK);
         reply.seen = request.seen;
         (key, request, reply)

@@ -8,7 +8,7 @@
 //! interfaces, notices. It also keeps next hops fresh and removes idle connections.
 //!
 //! Invariants: [`model`] and [`plan`] do no I/O; `maps` makes no decisions, and only it knows map names; `unsafe` stands
-//! in `batch` alone.
+//! in `batch` and `table` alone.
 
 mod apply;
 mod balancer;
@@ -34,6 +34,7 @@ mod serve;
 mod stats;
 mod status;
 mod sweep;
+pub mod table;
 mod view;
 mod xdp_features;
 

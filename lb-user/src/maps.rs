@@ -7,21 +7,19 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use aya::{
-    Pod,
-    maps::{Array, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::{
-    Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, LAYOUT_VERSION, Meta, Reason,
-    Service, ServiceKey, V4, V6, verdict::ReasonCounters,
+    Backend, BackendCounters, Family, Hop, Interface, LAYOUT_VERSION, Meta, Reason, Service, ServiceKey, V4,
+    V6, verdict::ReasonCounters,
 };
 
-use crate::{batch, plan::State};
+use crate::{batch, plan::State, table::Table};
 
 /// The names, as the XDP program declares them, and as they are pinned.
 pub(crate) mod name {
     pub(crate) const FLOWS_V4: &str = "FLOWS_V4";
     pub(crate) const FLOWS_V6: &str = "FLOWS_V6";
+    pub(crate) const ROOM: &str = "ROOM";
     pub(crate) const SERVICES: &str = "SERVICES";
     pub(crate) const SERVICE: &str = "SERVICE";
     pub(crate) const SLOTS: &str = "SLOTS";
@@ -38,9 +36,10 @@ pub(crate) mod name {
     pub(crate) const INTERFACES: &str = "INTERFACES";
 
     /// All that are pinned.
-    pub(crate) const PINNED: [&str; 16] = [
+    pub(crate) const PINNED: [&str; 17] = [
         FLOWS_V4,
         FLOWS_V6,
+        ROOM,
         SERVICES,
         SERVICE,
         SLOTS,
@@ -58,13 +57,10 @@ pub(crate) mod name {
     ];
 }
 
-/// A flow table.
-pub(crate) type FlowMap<F> = HashMap<MapData, FlowKey<F>, FlowEntry<F>>;
-
 /// The maps of one balancer.
 pub(crate) struct Maps {
-    pub(crate) flows_v4: FlowMap<V4>,
-    pub(crate) flows_v6: FlowMap<V6>,
+    pub(crate) flows_v4: Table<V4>,
+    pub(crate) flows_v6: Table<V6>,
     services: HashMap<MapData, ServiceKey, u32>,
     service: Array<MapData, Service>,
     slots: Array<MapData, u32>,
@@ -81,6 +77,20 @@ pub(crate) struct Maps {
 }
 
 impl Maps {
+    /// Opens the maps just made and pinned in `dir`, of a balancer with that record; it is not complete yet.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Maps::open`].
+    pub(crate) fn begin(dir: &Path, meta: Meta) -> anyhow::Result<Self> {
+        let mut record: Array<_, Meta> = Pins(dir).open(name::META)?;
+        record.set(0, Meta { layout_version: 0, ..meta }, 0).context("cannot write the balancer's record")?;
+        let maps = Self::open(dir)?;
+        maps.flows_v4.set_room(meta.flow_entries);
+        maps.flows_v6.set_room(meta.flow_entries);
+        Ok(maps)
+    }
+
     /// Opens the maps pinned in `dir`.
     ///
     /// # Errors
@@ -89,7 +99,7 @@ impl Maps {
     pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
         let pins = Pins(dir);
         let meta: Array<_, Meta> = pins.open(name::META)?;
-        let version = meta.get(&0, 0)?.layout_version;
+        let Meta { layout_version: version, secret, .. } = meta.get(&0, 0)?;
         // Zero: made, but not yet filled in by `lb run`, which holds the lock meanwhile.
         if version != LAYOUT_VERSION && version != 0 {
             bail!(
@@ -98,9 +108,10 @@ impl Maps {
                 dir.display()
             );
         }
+        let room = pins.data(name::ROOM)?;
         Ok(Self {
-            flows_v4: pins.open(name::FLOWS_V4)?,
-            flows_v6: pins.open(name::FLOWS_V6)?,
+            flows_v4: Table::open(&pins.data(name::FLOWS_V4)?, &room, 0, secret)?,
+            flows_v6: Table::open(&pins.data(name::FLOWS_V6)?, &room, 1, secret)?,
             services: pins.open(name::SERVICES)?,
             service: pins.open(name::SERVICE)?,
             slots: pins.open(name::SLOTS)?,
@@ -251,52 +262,23 @@ impl Maps {
     }
 }
 
-impl Maps {
-    /// How many entries a flow table has room for.
-    pub(crate) fn flow_room<F: FlowTable>(&self) -> anyhow::Result<u64> {
-        let info = F::flows(self).map().info().context("cannot read the flow table's size")?;
-        Ok(u64::from(info.max_entries().max(1)))
-    }
-}
+impl Maps {}
 
 /// A family's flow table among the maps.
 pub(crate) trait FlowTable: Family {
-    fn flows(maps: &Maps) -> &FlowMap<Self>;
-    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self>;
+    fn flows(maps: &Maps) -> &Table<Self>;
 }
 
 impl FlowTable for V4 {
-    fn flows(maps: &Maps) -> &FlowMap<Self> {
+    fn flows(maps: &Maps) -> &Table<Self> {
         &maps.flows_v4
-    }
-
-    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self> {
-        &mut maps.flows_v4
     }
 }
 
 impl FlowTable for V6 {
-    fn flows(maps: &Maps) -> &FlowMap<Self> {
+    fn flows(maps: &Maps) -> &Table<Self> {
         &maps.flows_v6
     }
-
-    fn flows_mut(maps: &mut Maps) -> &mut FlowMap<Self> {
-        &mut maps.flows_v6
-    }
-}
-
-/// The flow with that key, if there is one.
-pub(crate) fn find<K: Pod, V: Pod>(map: &HashMap<MapData, K, V>, key: &K) -> Result<Option<V>, MapError> {
-    match map.get(key, 0) {
-        Ok(value) => Ok(Some(value)),
-        Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Removes a key; one that is gone already is as good.
-pub(crate) fn remove<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>, key: &K) -> Result<(), MapError> {
-    ignore_missing(map.remove(key))
 }
 
 fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
@@ -314,6 +296,11 @@ fn error_at(path: &str, error: io::Error) -> anyhow::Error {
 struct Pins<'a>(&'a Path);
 
 impl Pins<'_> {
+    fn data(&self, name: &str) -> anyhow::Result<MapData> {
+        let path = self.0.join(name);
+        MapData::from_pin(&path).with_context(|| format!("cannot open the map {}", path.display()))
+    }
+
     fn open<T: TryFrom<Map, Error = MapError>>(&self, name: &str) -> anyhow::Result<T> {
         let path: PathBuf = self.0.join(name);
         let open = || T::try_from(Map::from_map_data(MapData::from_pin(&path)?)?);

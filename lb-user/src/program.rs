@@ -9,6 +9,8 @@ use aya::{
     programs::{ProgramError, Xdp, links::FdLink, loaded_programs, xdp::XdpMode},
 };
 
+use lb_common::table::slots_for;
+
 use crate::{maps::name, model::MaxFlows, netlink::Link};
 
 /// The balancer, compiled for BPF.
@@ -26,6 +28,10 @@ const PROGRAM: &str = "lb";
 
 /// The constant in the object that says how.
 const SEND_BACK_BY_REDIRECT: &str = "SEND_BACK_BY_REDIRECT";
+
+/// The constants that places in the flow tables depend on ([`lb_common::table::Geometry`]).
+const FLOW_MASK: &str = "FLOW_MASK";
+const FLOW_SECRET: &str = "FLOW_SECRET";
 
 /// How frames leave through the interface that they came in through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,15 +99,20 @@ impl Program {
     pub(crate) fn load(
         dir: &Path,
         max_flows: MaxFlows,
+        secret: u64,
         log_level: log::LevelFilter,
         send_back: SendBack,
     ) -> anyhow::Result<Self> {
         let level = log_level as u8;
+        let slots = slots_for(max_flows.entries());
+        let mask = slots - 1;
         let by_redirect = u8::from(send_back == SendBack::ByRedirect);
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(dir)
-            .map_max_entries(name::FLOWS_V4, max_flows.entries())
-            .map_max_entries(name::FLOWS_V6, max_flows.entries())
+            .map_max_entries(name::FLOWS_V4, slots)
+            .map_max_entries(name::FLOWS_V6, slots)
+            .override_global(FLOW_MASK, &mask, true)
+            .override_global(FLOW_SECRET, &secret, true)
             .override_global(aya_log::LEVEL, &level, false)
             .override_global(SEND_BACK_BY_REDIRECT, &by_redirect, true)
             .load(LB)

@@ -70,6 +70,8 @@ pub(crate) struct Order {
     pub(crate) snat: SnatPool,
     pub(crate) ports: PortRange,
     pub(crate) max_flows: MaxFlows,
+    /// What hashes of flows begin with: nobody else is to know it.
+    pub(crate) secret: u64,
     pub(crate) log_level: log::LevelFilter,
 }
 
@@ -89,6 +91,8 @@ impl Order {
             since: seconds_since_1970(),
             first_port: self.ports.first(),
             ports: self.ports.len(),
+            secret: self.secret,
+            flow_entries: self.max_flows.entries(),
             ..Meta::default()
         };
         let places = iter::zip(&mut meta.snat, &mut meta.snat_family);
@@ -210,8 +214,8 @@ impl Running {
         pins::remove_maps(dir)?;
 
         let send_back = send_back(&netlink, &interfaces).await;
-        let mut program = Program::load(dir, order.max_flows, order.log_level, send_back)?;
-        let mut maps = Maps::open(dir)?;
+        let mut program = Program::load(dir, order.max_flows, order.secret, order.log_level, send_back)?;
+        let mut maps = Maps::begin(dir, order.meta())?;
         maps.scatter_cursors()?;
         let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;

@@ -2,15 +2,14 @@
 
 use std::{
     convert::Infallible,
+    ops::Range,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
-use lb_common::{FlowEntry, FlowKey, V4, V6};
+use lb_common::{V4, V6};
 use tokio::time::sleep;
 
 use crate::{
-    batch::Walk,
     clock, flows,
     maps::{FlowTable, Maps},
 };
@@ -22,10 +21,10 @@ const ROUND: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Goes through the flow tables again and again.
-pub(crate) async fn forever(mut maps: Maps) -> Infallible {
+pub(crate) async fn forever(maps: Maps) -> Infallible {
     loop {
         let begin = Instant::now();
-        match sweep(&mut maps).await {
+        match sweep(&maps).await {
             Ok(()) => sleep(ROUND.saturating_sub(begin.elapsed())).await,
             // The balancer works on without, and memory may be short for a moment only.
             Err(error) => {
@@ -36,23 +35,24 @@ pub(crate) async fn forever(mut maps: Maps) -> Infallible {
     }
 }
 
-async fn sweep(maps: &mut Maps) -> anyhow::Result<()> {
+async fn sweep(maps: &Maps) -> anyhow::Result<()> {
     round::<V4>(maps).await?;
     round::<V6>(maps).await
 }
 
+/// Slots looked at between two rests: less than a millisecond's work.
+const CHUNK: u32 = 4_096;
+
 /// Goes through one table once.
-async fn round<F: FlowTable>(maps: &mut Maps) -> anyhow::Result<()> {
-    let room = maps.flow_room::<F>()?;
-    let mut walk = Walk::new();
-    let mut seen = 0;
-    loop {
+async fn round<F: FlowTable>(maps: &Maps) -> anyhow::Result<()> {
+    let table = F::flows(maps);
+    let entries = maps.meta()?.flow_entries;
+    for first in (0..table.slots()).step_by(usize::try_from(CHUNK)?) {
         let begin = Instant::now();
-        let Some(step) = step::<F>(maps, &mut walk)? else { return Ok(()) };
-        seen += step.seen;
-        let is_full = is_nearly_full(seen, walk.buckets(), room);
-        sleep(begin.elapsed() * rest(&step, is_full)).await;
+        let step = step::<F>(maps, first..(first + CHUNK).min(table.slots()))?;
+        sleep(begin.elapsed() * rest(&step, is_nearly_full(table.room(), entries))).await;
     }
+    Ok(())
 }
 
 /// What a step of a round has come to.
@@ -62,21 +62,17 @@ struct Step {
     removed: u64,
 }
 
-/// Looks at the next entries; `None` behind the last ones.
-fn step<F: FlowTable>(
-    maps: &mut Maps,
-    walk: &mut Walk<FlowKey<F>, FlowEntry<F>>,
-) -> anyhow::Result<Option<Step>> {
-    let Some((keys, entries)) = walk.next_chunk(F::flows(maps)).context("cannot read the flow table")? else {
-        return Ok(None);
-    };
+/// Looks at the flows in these slots.
+fn step<F: FlowTable>(maps: &Maps, slots: Range<u32>) -> anyhow::Result<Step> {
     let now = clock::now()?;
+    let table = F::flows(maps);
     let mut step = Step::default();
-    for (key, entry) in keys.iter().zip(entries) {
+    for flow in table.flows(slots.clone()) {
         step.seen += 1;
-        step.removed += u64::from(flows::expire(maps, key, entry, now)?);
+        step.removed += u64::from(flows::expire(table, &flow, now));
     }
-    Ok(Some(step))
+    table.shorten(slots);
+    Ok(step)
 }
 
 /// How many times as long as it works the sweeper is to rest: while there is much to remove, four times, so that it takes
@@ -91,11 +87,9 @@ const fn rest(step: &Step, is_full: bool) -> u32 {
     }
 }
 
-/// Whether three quarters of a table's room are taken, as far as the part with these buckets tells.
-fn is_nearly_full(seen: u64, buckets: u32, room: u64) -> bool {
-    // include/linux/bpf.h, kernel/bpf/hashtab.c: as many buckets as entries, rounded up to a power of two.
-    let all = u128::from(seen) * u128::from(room.next_power_of_two()) / u128::from(buckets.max(1));
-    all * 4 >= u128::from(room) * 3
+/// Whether three quarters of a table that takes so many entries are taken.
+fn is_nearly_full(room: i64, entries: u32) -> bool {
+    room <= i64::from(entries / 4)
 }
 
 #[cfg(test)]
@@ -114,11 +108,9 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_table_tells_how_full_it_is() {
-        // Room for 1000 entries is 1024 buckets; a quarter of them has been seen.
-        for (seen, is_full) in [(0, false), (187, false), (188, true), (250, true)] {
-            assert_eq!(is_nearly_full(seen, 256, 1_000), is_full, "{seen}");
+    fn with_a_quarter_of_its_room_left_a_table_is_nearly_full() {
+        for (room, is_full) in [(1_000, false), (251, false), (250, true), (0, true), (-3, true)] {
+            assert_eq!(is_nearly_full(room, 1_000), is_full, "{room}");
         }
-        assert!(!is_nearly_full(0, 0, 1_000));
     }
 }

@@ -5,15 +5,16 @@ use std::fs;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::table::slots_for;
 use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
 use lb_common::{
-    Action, Answers, Backend, BackendCounters, FlowEntry, FlowKey, Hop, Interface, Reason, Service,
-    ServiceKey, Tick, V4, V6,
+    Action, Answers, Backend, BackendCounters, Family as _, FlowEntry, FlowKey, Hop, Interface, Reason,
+    Service, ServiceKey, Tick, V4, V6,
 };
 use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
 use lb_ebpf::host::{HostFamily, HostTables};
@@ -21,6 +22,10 @@ use lb_ebpf::tables::Tables as _;
 use lb_tests::leftovers::Tag;
 use lb_tests::namespace::{Entered, enter_nameless};
 use lb_tests::process::output;
+use lb_user::table::Table;
+
+/// What hashes of flows begin with.
+const SECRET: u64 = 0x6c62_2d74_6573_7473;
 
 /// The program's name in the object.
 pub(crate) const PROGRAM: &str = "lb";
@@ -81,26 +86,30 @@ impl Kernel {
         let pins = tag.pin_dir();
         fs::create_dir(&pins)
             .with_context(|| format!("cannot make {}: is the bpf file system mounted?", pins.display()))?;
-        let max_entries = u32::try_from(flow_entries)?;
+        let slots = slots_for(u32::try_from(flow_entries)?);
+        let mask = slots - 1;
         let mut ebpf = EbpfLoader::new()
             .default_map_pin_directory(&pins)
-            .map_max_entries("FLOWS_V4", max_entries)
-            .map_max_entries("FLOWS_V6", max_entries)
+            .map_max_entries("FLOWS_V4", slots)
+            .map_max_entries("FLOWS_V6", slots)
+            .override_global("FLOW_MASK", &mask, true)
+            .override_global("FLOW_SECRET", &SECRET, true)
             .override_global(aya_log::LEVEL, &constants.log_level, true)
             .override_global("SEND_BACK_BY_REDIRECT", &u8::from(constants.send_back_by_redirect), true)
             .load(lb_user::program::LB)
             .context("cannot load the maps")?;
         lb_user::program::load_undisturbed(xdp(&mut ebpf)?)
             .context("the kernel does not take the program")?;
-        Ok(Self { ebpf, flow_entries, constants })
+        let kernel = Self { ebpf, flow_entries, constants };
+        kernel.reset_flows()?;
+        Ok(kernel)
     }
 
     /// Empties what a case has left behind.
     fn reset(&mut self) -> Result<()> {
         /// More than any case has of services or backends.
         const INDICES: u32 = 16;
-        self.clear::<FlowKey<V4>, FlowEntry<V4>>("FLOWS_V4")?;
-        self.clear::<FlowKey<V6>, FlowEntry<V6>>("FLOWS_V6")?;
+        self.reset_flows()?;
         self.clear::<ServiceKey, u32>("SERVICES")?;
         self.clear::<u32, Interface>("INTERFACES")?;
         let cpus = cpus()?;
@@ -114,6 +123,29 @@ impl Kernel {
         self.forget_answers()?;
         let zeros = PerCpuValues::try_from(vec![ReasonCounters { packets: [0; REASON_COUNTERS] }; cpus])?;
         Ok(PerCpuArray::try_from(self.map_mut("REASONS")?)?.set(0, zeros, 0)?)
+    }
+
+    fn reset_flows(&self) -> Result<()> {
+        let entries = u32::try_from(self.flow_entries)?;
+        let (v4, v6) = (self.flows::<V4>()?, self.flows::<V6>()?);
+        v4.clear();
+        v6.clear();
+        v4.set_room(entries);
+        v6.set_room(entries);
+        Ok(())
+    }
+
+    /// A family's flow table.
+    fn flows<F: HostFamily>(&self) -> Result<Table<F>> {
+        let (name, number) = if F::NUMBER == V4::NUMBER { ("FLOWS_V4", 0) } else { ("FLOWS_V6", 1) };
+        Table::open(self.data(name)?, self.data("ROOM")?, number, SECRET)
+    }
+
+    fn data(&self, name: &str) -> Result<&MapData> {
+        match self.map(name)? {
+            Map::Array(data) => Ok(data),
+            other => bail!("{name} is no array: {other:?}"),
+        }
     }
 
     /// Leaves all answers of the present tick to be sent.
@@ -202,8 +234,8 @@ impl Kernel {
     /// Compares what the program has counted and which flows it holds.
     pub(crate) fn compare_tables(&mut self, tables: &HostTables) -> Result<()> {
         self.compare_counters(tables)?;
-        self.compare_flows::<V4>("FLOWS_V4", tables)?;
-        self.compare_flows::<V6>("FLOWS_V6", tables)
+        self.compare_flows::<V4>(tables)?;
+        self.compare_flows::<V6>(tables)
     }
 
     fn compare_counters(&mut self, tables: &HostTables) -> Result<()> {
@@ -228,11 +260,18 @@ impl Kernel {
         Ok(())
     }
 
-    fn compare_flows<F: HostFamily>(&self, map: &str, tables: &HostTables) -> Result<()> {
-        let flows = BpfHashMap::<_, FlowKey<F>, FlowEntry<F>>::try_from(self.map(map)?)?;
-        let flows = flows.iter().map(|flow| Ok(timeless(flow?))).collect::<Result<HashMap<_, _>>>()?;
+    fn compare_flows<F: HostFamily>(&self, tables: &HostTables) -> Result<()> {
+        let table = self.flows::<F>()?;
+        let found: Vec<_> = table.flows(0..table.slots()).collect();
         let expected: HashMap<_, _> = tables.flows::<F>().into_iter().map(timeless).collect();
-        ensure!(flows == expected, "{map} holds {flows:#?}, not {expected:#?}");
+        let flows: HashMap<_, _> = found.iter().map(|flow| timeless((flow.key, flow.entry))).collect();
+        ensure!(flows == expected, "IPv{} flows are {flows:#?}, not {expected:#?}", F::NUMBER);
+        ensure!(found.len() == flows.len(), "a flow is there twice: {found:#?}");
+        for flow in &found {
+            ensure!(table.find(&flow.key).is_some(), "{flow:?} is not found under its key");
+        }
+        let room = i64::try_from(self.flow_entries - found.len())?;
+        ensure!(table.room() == room, "there is room for {} entries, not {room}", table.room());
         Ok(())
     }
 
@@ -271,7 +310,7 @@ fn set_all<T: Pod>(mut array: Array<&mut MapData, T>, values: Vec<T>) -> Result<
 
 /// The kernel's clock is not the host tables' one.
 fn timeless<F: HostFamily>((key, mut entry): (FlowKey<F>, FlowEntry<F>)) -> (FlowKey<F>, FlowEntry<F>) {
-    (entry.born, entry.last) = (Tick::default(), Tick::default());
+    entry.last = Tick::default();
     (key, entry)
 }
 

@@ -28,11 +28,13 @@ const RULES: &[Rule] = &[
             "lb-common/src/control.rs",
             "lb-common/src/flow.rs",
             "lb-common/src/service.rs",
+            "lb-common/src/table.rs",
             "lb-common/src/verdict.rs",
             "lb-ebpf/src/frame.rs",
             "lb-ebpf/src/host.rs",
             "lb-ebpf/src/bin/",
             "lb-user/src/batch.rs",
+            "lb-user/src/table.rs",
         ],
     },
     Rule {

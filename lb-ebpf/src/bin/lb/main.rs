@@ -4,6 +4,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 
 mod atomic;
+mod flows;
 mod maps;
 mod packet;
 #[path = "../program/mod.rs"]

@@ -3,27 +3,39 @@
 use core::{ops::Deref, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::BPF_F_MMAPABLE,
     helpers::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, PerCpuArray},
 };
 use lb_common::{
-    Answers, Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Seen,
-    Service, ServiceKey, Side, Tick, V4, V6,
+    Answers, Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Service,
+    ServiceKey, Side, Tick, Tuple, V4, V6,
     backend::MAX_BACKENDS,
+    flow::Shared,
     service::{MAX_SERVICES, MAX_SLOTS},
+    table::{NotInserted, Slot, slots_for},
     verdict::{REASON_COUNTERS, ReasonCounters},
 };
-use lb_ebpf::tables::{Flow, Flows, NotInserted, Tables};
+use lb_ebpf::tables::{Flows, Tables};
 
-/// Replaced at load by what `--max-flows` asks for: two entries a connection.
-const FLOW_ENTRIES: u32 = 2 * 262_144;
+use crate::flows::{self, FlowTable, InTable};
+
+/// Slots of a flow table; replaced at load by what `--max-flows` asks for.
+pub(crate) const FLOW_SLOTS: u32 = slots_for(2 * 262_144);
 
 #[map]
-static FLOWS_V4: HashMap<FlowKey<V4>, FlowEntry<V4>> = HashMap::pinned(FLOW_ENTRIES, 0);
+static FLOWS_V4: Array<Slot<V4>> = Array::pinned(FLOW_SLOTS, BPF_F_MMAPABLE);
 #[map]
-static FLOWS_V6: HashMap<FlowKey<V6>, FlowEntry<V6>> = HashMap::pinned(FLOW_ENTRIES, 0);
+static FLOWS_V6: Array<Slot<V6>> = Array::pinned(FLOW_SLOTS, BPF_F_MMAPABLE);
+/// How many more entries each family's table takes.
+#[map]
+static ROOM: Array<i64> = Array::pinned(2, BPF_F_MMAPABLE);
+/// An entry on its way into a table: the stack has no room for it.
+#[map]
+static ENTERING_V4: PerCpuArray<Entering<V4>> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static ENTERING_V6: PerCpuArray<Entering<V6>> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SERVICES: HashMap<ServiceKey, u32> = HashMap::pinned(MAX_SERVICES, 0);
 #[map]
@@ -57,23 +69,53 @@ static META: Array<Meta> = Array::pinned(1, 0);
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
 
-/// The flow table of a family.
-pub(crate) trait FlowMap: Family {
-    /// Which map.
-    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
+/// An entry and its packets' key.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Entering<F: Family> {
+    pub(crate) key: FlowKey<F>,
+    pub(crate) entry: FlowEntry<F>,
 }
 
-impl FlowMap for V4 {
+/// The maps of a family's flow table.
+pub(crate) trait FlowMaps: Family {
+    fn slots() -> &'static Array<Slot<Self>>;
+    fn entering() -> &'static PerCpuArray<Entering<Self>>;
+    /// How many more entries it takes.
+    fn room() -> Option<*mut i64>;
+}
+
+impl FlowMaps for V4 {
     #[inline(always)]
-    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+    fn slots() -> &'static Array<Slot<Self>> {
         &FLOWS_V4
+    }
+
+    #[inline(always)]
+    fn entering() -> &'static PerCpuArray<Entering<Self>> {
+        &ENTERING_V4
+    }
+
+    #[inline(always)]
+    fn room() -> Option<*mut i64> {
+        ROOM.get_ptr_mut(0)
     }
 }
 
-impl FlowMap for V6 {
+impl FlowMaps for V6 {
     #[inline(always)]
-    fn map() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+    fn slots() -> &'static Array<Slot<Self>> {
         &FLOWS_V6
+    }
+
+    #[inline(always)]
+    fn entering() -> &'static PerCpuArray<Entering<Self>> {
+        &ENTERING_V6
+    }
+
+    #[inline(always)]
+    fn room() -> Option<*mut i64> {
+        ROOM.get_ptr_mut(1)
     }
 }
 
@@ -99,42 +141,6 @@ impl<T> Deref for InMap<T> {
         // SAFETY: made by `new` from a lookup that the verifier saw compared with null; elements live on until the
         // program returns, and every value type is valid for any bit pattern, whoever writes it meanwhile.
         unsafe { self.0.as_ref() }
-    }
-}
-
-impl<F: Family> Flow<F> for InMap<FlowEntry<F>> {
-    #[inline(always)]
-    fn record(&self, seen: Seen, now: Tick) {
-        let entry = self.0.as_ptr();
-        // SAFETY: live map memory (see `Deref`); each is one aligned scalar store.
-        unsafe {
-            (&raw mut (*entry).seen).write_volatile(seen);
-            (&raw mut (*entry).last).write_volatile(now);
-        }
-    }
-
-    #[inline(always)]
-    fn set_client(&self, client: Hop) {
-        // SAFETY: live map memory (see `Deref`).
-        unsafe { (&raw mut (*self.0.as_ptr()).client).write(client) }
-    }
-
-    #[inline(always)]
-    fn set_partner_end(&self, end: Seen) {
-        // SAFETY: live map memory (see `Deref`); one byte, which only the other direction writes.
-        unsafe { (&raw mut (*self.0.as_ptr()).partner_end).write_volatile(end) }
-    }
-
-    #[inline(always)]
-    fn claim(&self) -> bool {
-        // SAFETY: live map memory (see `Deref`), an aligned u64.
-        unsafe { crate::atomic::fetch_increment(&raw mut (*self.0.as_ptr()).claim) == 0 }
-    }
-
-    #[inline(always)]
-    fn release(&self) {
-        // SAFETY: live map memory (see `Deref`); one aligned scalar store.
-        unsafe { (&raw mut (*self.0.as_ptr()).claim).write_volatile(0) }
     }
 }
 
@@ -240,28 +246,23 @@ impl Tables for Maps {
     }
 }
 
-impl<F: FlowMap> Flows<F> for Maps {
-    type Flow = InMap<FlowEntry<F>>;
+impl<F: FlowTable> Flows<F> for Maps {
+    type Flow = InTable<F>;
 
     #[inline(always)]
-    fn flow(self, key: &FlowKey<F>) -> Option<Self::Flow> {
-        F::map().get_ptr_mut(key).and_then(InMap::new)
+    fn flow(self, key: &FlowKey<F>) -> Option<InTable<F>> {
+        flows::find(key)
     }
 
     #[inline(always)]
-    fn insert(self, key: &FlowKey<F>, entry: &FlowEntry<F>) -> Result<(), NotInserted> {
-        const EEXIST: i32 = -17;
-        F::map().insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|error| match error {
-            EEXIST => NotInserted::Exists,
-            // E2BIG: no element left. ENOMEM and EBUSY: no way to take one now, which is the same to a client.
-            _ => NotInserted::Full,
-        })
-    }
-
-    #[inline(always)]
-    fn remove(self, key: &FlowKey<F>) {
-        // Gone already is as good.
-        let _gone = F::map().remove(key);
+    fn insert(
+        self,
+        key: &FlowKey<F>,
+        partner: &Tuple<F>,
+        side: Side,
+        shared: &Shared,
+    ) -> Result<(), NotInserted> {
+        flows::insert(key, partner, side, shared)
     }
 }
 
@@ -294,7 +295,7 @@ const fn in_verifiers_sight(reason: usize) -> usize {
 fn take(counters: &Array<u64>, index: u32) -> u64 {
     match counters.get_ptr_mut(index) {
         // SAFETY: not null, an aligned u64 in a map.
-        Some(counter) => unsafe { crate::atomic::fetch_increment(counter) },
+        Some(counter) => unsafe { crate::atomic::fetch_add(counter, 1) },
         None => 0,
     }
 }
