@@ -84,9 +84,12 @@ impl<F: Family> Slot<F> {
 pub struct Home(u32);
 
 impl Home {
-    const LOCK: u32 = 1 << 31;
+    const LOCK: u32 = 1;
+    /// From this bit on.
+    const INSERTED: u32 = 1;
+    /// From this bit on; eight bits, though there are fewer probes. A search has both limits, and the compiler must not find
+    /// that one is enough: Linux 6.1's verifier needs the one that is a constant.
     const REACH: u32 = 24;
-    const INSERTED: u32 = (1 << Self::REACH) - 1;
 
     /// As it stands in memory.
     #[inline(always)]
@@ -101,7 +104,7 @@ impl Home {
 
     #[inline(always)]
     const fn reach(self) -> u64 {
-        (self.unlocked().0 >> Self::REACH) as u64
+        (self.0 >> Self::REACH) as u64
     }
 
     #[inline(always)]
@@ -119,14 +122,14 @@ impl Home {
     const fn reaching(self, reach: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "less than the number of probes")]
         let reach = reach as u32;
-        Self(reach << Self::REACH | self.0 & Self::INSERTED)
+        Self(reach << Self::REACH | self.unlocked().0 & ((1 << Self::REACH) - 1))
     }
 
     /// After an insertion at that distance, unlocked.
     #[inline(always)]
     const fn inserted(self, distance: u64) -> Self {
         let reach = if distance > self.reach() { distance } else { self.reach() };
-        Self(self.0.wrapping_add(1)).reaching(reach)
+        Self(self.0.wrapping_add(1 << Self::INSERTED)).reaching(reach)
     }
 }
 
