@@ -33,7 +33,7 @@ pub struct Meta {
     pub next_backend: u32,
     /// Where the search for free slots begins.
     pub next_slot: u32,
-    /// Nothing.
+    /// Always 0.
     pub zero: u32,
     /// SNAT addresses of services that name none of their own, either family mixed.
     pub snat: [Addr; MAX_SNAT],

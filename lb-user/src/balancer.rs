@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     host,
+    links::{self, Pinned},
     lock::{self, Lock},
     maps::Maps,
     pins,
@@ -13,8 +14,36 @@ use crate::{
 pub(crate) struct Balancer {
     pub(crate) dir: PathBuf,
     pub(crate) maps: Maps,
-    /// Whether `lb run` lives. Without it the program is attached to nothing.
-    pub(crate) lives: bool,
+    pub(crate) keeper: Keeper,
+}
+
+/// What keeps the program on its interfaces.
+#[derive(Debug)]
+pub(crate) enum Keeper {
+    /// `lb run`, which lives.
+    Daemon,
+    /// Pinned links: `lb run --persist` has ended.
+    Links(Vec<Pinned>),
+    /// Nothing: `lb run` was killed.
+    Nothing,
+}
+
+impl Keeper {
+    fn of(dir: &Path) -> anyhow::Result<Self> {
+        if lock::daemon_lives(dir)? {
+            return Ok(Self::Daemon);
+        }
+        Ok(links::pinned(dir)?.map_or(Self::Nothing, Self::Links))
+    }
+
+    /// Whether the program is on that interface, which it was attached to.
+    pub(crate) fn keeps(&self, index: u32) -> bool {
+        match self {
+            Self::Daemon => true,
+            Self::Links(links) => links.iter().any(|link| link.index == index && link.holds),
+            Self::Nothing => false,
+        }
+    }
 }
 
 impl Balancer {
@@ -28,9 +57,9 @@ impl Balancer {
         if !pins::present(dir) {
             return Err(pins::nothing_at(dir));
         }
+        let keeper = Keeper::of(dir)?;
         let maps = Maps::open(dir)?;
-        let lives = lock::daemon_lives(dir)?;
-        let balancer = Self { dir: dir.to_owned(), maps, lives };
+        let balancer = Self { dir: dir.to_owned(), maps, keeper };
         balancer.join_daemon()?;
         Ok(balancer)
     }
@@ -51,14 +80,18 @@ impl Balancer {
 
     /// Interfaces, routes and neighbours are to be those that `lb run` sees, from wherever the command is given.
     fn join_daemon(&self) -> anyhow::Result<()> {
-        let pid = self.maps.meta()?.pid;
-        if self.lives && pid != 0 {
-            return host::enter_network_of(pid);
+        match self.keeper {
+            Keeper::Daemon => match self.maps.meta()?.pid {
+                // It is just beginning.
+                0 => {}
+                pid => return host::enter_network_of(pid),
+            },
+            Keeper::Links(_) => {}
+            Keeper::Nothing => log::warn!(
+                "lb run was killed and its program is attached nowhere: start it again with `lb run`, or clean up with \
+                 `lb detach`"
+            ),
         }
-        log::warn!(
-            "lb run was killed and its program is attached nowhere: start it again with `lb run`, or clean up with \
-             `lb detach`"
-        );
         Ok(())
     }
 }

@@ -103,12 +103,15 @@ pub(crate) struct RunArgs {
     /// Source addresses towards backends [default: the service's own address]
     #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = snat_address)]
     snat: Vec<IpAddr>,
-    /// Source ports towards backends
-    #[arg(long, value_name = "FIRST-LAST", default_value = PortRange::DEFAULT)]
-    snat_ports: PortRange,
-    /// Connections that fit at the same time, for each address family
-    #[arg(long, value_name = "N", default_value = MaxFlows::DEFAULT)]
-    max_flows: MaxFlows,
+    /// Source ports towards backends [default: 1024-32767]
+    #[arg(long, value_name = "FIRST-LAST")]
+    snat_ports: Option<PortRange>,
+    /// Connections that fit at the same time, for each address family [default: 262144]
+    #[arg(long, value_name = "N")]
+    max_flows: Option<MaxFlows>,
+    /// Leave the data path running when lb stops, for the next `lb run` to adopt; `lb detach` ends it
+    #[arg(long)]
+    persist: bool,
     /// What to log on stderr: off, error, warn, info, debug or trace. With off the data path carries no logging at all
     #[arg(long, value_name = "LEVEL", default_value = "off")]
     log_level: LevelFilter,
@@ -143,6 +146,7 @@ impl RunArgs {
             ports: self.snat_ports,
             max_flows: self.max_flows,
             secret: RandomState::new().hash_one(process::id()),
+            persist: self.persist,
             log_level: self.log_level,
         })
     }
@@ -414,8 +418,9 @@ mod tests {
     fn what_is_not_said_has_its_default() {
         let order = order("lb run --iface eth0").unwrap();
         assert_eq!(order.dir, Path::new("/sys/fs/bpf/lb"));
-        assert_eq!((order.ports.first(), order.ports.len()), (1024, 31_744));
-        assert_eq!(order.max_flows.connections(), 262_144);
+        assert_eq!((order.ports().first(), order.ports().len()), (1024, 31_744));
+        assert_eq!(order.max_flows().connections(), 262_144);
+        assert!(!order.persist);
         assert_eq!(order.mode, ModeChoice::Auto);
         assert_eq!(order.log_level, LevelFilter::Off);
         assert!(order.snat.addresses().is_empty());

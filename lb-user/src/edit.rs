@@ -12,9 +12,11 @@ use anyhow::bail;
 use lb_common::Hop;
 
 use crate::{
+    adopt,
     apply::apply,
-    balancer::Balancer,
+    balancer::{Balancer, Keeper},
     model::{Endpoint, Invalid, NewService, ServiceAddress, SnatPool, Weight},
+    mtu,
     neighbour::{self, Way},
     netlink::{Netlink, Route},
     plan::{State, Step},
@@ -56,30 +58,53 @@ pub(crate) fn edit(dir: &Path, command: &str, edit: &Edit) -> anyhow::Result<()>
     let balancer = Balancer::read(dir, command)?;
     // What cannot be is refused before anybody is asked for a next hop, which can take a second.
     edit.plan(&mut balancer.maps.state()?, &HashMap::new())?;
-    let hops = explore(&balancer, edit)?;
+    let ways = explore(&balancer, edit)?;
 
     let (_lock, mut maps) = balancer.lock()?;
     // The state may have changed while the lock was somebody else's.
-    let steps = edit.plan(&mut maps.state()?, &hops)?;
-    apply(&mut maps, &steps)
+    let steps = edit.plan(&mut maps.state()?, &hops(&ways))?;
+    apply(&mut maps, &steps)?;
+    // `lb run` finds out too, if there is one.
+    mtu::note(&mut maps, &mtus(&ways))
 }
 
-/// Next hops for what the edit adds, with warnings for what is going to be in the way.
-fn explore(balancer: &Balancer, edit: &Edit) -> anyhow::Result<HashMap<IpAddr, Hop>> {
+/// The ways to what the edit adds, with warnings for what is going to be in the way.
+fn explore(balancer: &Balancer, edit: &Edit) -> anyhow::Result<BTreeMap<IpAddr, Way>> {
     match edit {
         Edit::AddService(new) => runtime()?.block_on(async {
-            warn_if_foreign(&Netlink::connect()?, &addresses(new)).await?;
-            Ok(HashMap::new())
+            let netlink = Netlink::connect()?;
+            if is_in_sight(balancer, &netlink).await? {
+                warn_if_foreign(&netlink, &addresses(new)).await?;
+            }
+            Ok(BTreeMap::new())
         }),
         Edit::AddBackend(_, backend) => runtime()?.block_on(async {
-            let ways = neighbour::resolve(&Netlink::connect()?, [backend.ip()], PATIENCE).await?;
+            let netlink = Netlink::connect()?;
+            if !is_in_sight(balancer, &netlink).await? {
+                log::warn!(
+                    "the next hop of backend {} is looked up only when lb run is back: this is another network namespace \
+                     than that of the data path",
+                    backend.ip()
+                );
+                return Ok(BTreeMap::new());
+            }
+            let ways = neighbour::resolve(&netlink, [backend.ip()], PATIENCE).await?;
             refuse_impossible(&ways)?;
-            let attached =
-                balancer.maps.interfaces()?.into_iter().map(|(index, _)| index).collect::<Vec<_>>();
-            warn_of_obstacles(&ways, &attached);
-            Ok(hops(&ways))
+            let kept = |index: &u32| balancer.keeper.keeps(*index);
+            let attached: Vec<u32> =
+                balancer.maps.interfaces()?.into_iter().map(|(index, _)| index).filter(kept).collect();
+            warn_of_obstacles(&ways, &attached, matches!(balancer.keeper, Keeper::Daemon));
+            Ok(ways)
         }),
-        _ => Ok(HashMap::new()),
+        _ => Ok(BTreeMap::new()),
+    }
+}
+
+/// Whether the network namespace of the data path is this process's. `lb run` has been joined there, if it lives.
+async fn is_in_sight(balancer: &Balancer, netlink: &Netlink) -> anyhow::Result<bool> {
+    match &balancer.keeper {
+        Keeper::Links(links) => Ok(adopt::out_of_sight(links, netlink).await?.is_none()),
+        Keeper::Daemon | Keeper::Nothing => Ok(true),
     }
 }
 
@@ -113,12 +138,13 @@ pub(crate) fn refuse_impossible(ways: &BTreeMap<IpAddr, Way>) -> anyhow::Result<
     Ok(())
 }
 
-/// Warns of backends that cannot be reached yet, or whose replies will not be seen.
-pub(crate) fn warn_of_obstacles(ways: &BTreeMap<IpAddr, Way>, attached: &[u32]) {
+/// Warns of backends that cannot be reached yet, or whose replies will not be seen. `tended`: by `lb run`, which lives.
+pub(crate) fn warn_of_obstacles(ways: &BTreeMap<IpAddr, Way>, attached: &[u32], tended: bool) {
+    let outlook = if tended { "lb run keeps trying" } else { "nobody tries again until lb run is back" };
     let mut warnings = Vec::new();
     for (ip, way) in ways {
         if let Some(why) = neighbour::obstacle(*ip, way) {
-            warnings.push(format!("backend {ip} cannot be reached yet: {why}; lb run keeps trying"));
+            warnings.push(format!("backend {ip} cannot be reached yet: {why}; {outlook}"));
         }
         if let Way::Open { via, .. } | Way::Asking { via } = way
             && !attached.contains(&via.ifindex)

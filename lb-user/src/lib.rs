@@ -10,17 +10,20 @@
 //! Invariants: [`model`] and [`plan`] do no I/O; `maps` makes no decisions, and only it knows map names; `unsafe` stands
 //! in `batch` and `table` alone.
 
+mod adopt;
 mod apply;
 mod balancer;
 mod batch;
 mod cli;
 mod clock;
+mod data_path;
 mod detach;
 mod edit;
 mod error;
 mod events;
 mod flows;
 mod host;
+mod links;
 mod lock;
 mod maps;
 pub mod model;

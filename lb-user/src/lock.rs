@@ -5,7 +5,7 @@
 //! its holder dies, however it dies.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -70,6 +70,24 @@ pub(crate) fn daemon_lives(dir: &Path) -> anyhow::Result<bool> {
     }
 }
 
+/// The process of the daemon that lives on `dir`, as far as this process can see it.
+pub(crate) fn daemon_process(dir: &Path) -> Option<u32> {
+    let metadata = daemon_directory(dir).metadata().ok()?;
+    let (dev, inode) = (metadata.dev(), metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    holder(&locks, &format!("{:02x}:{:02x}:{inode}", libc::major(dev), libc::minor(dev)))
+}
+
+/// Who has the exclusive lock on a file, as `/proc/locks` has it (proc_locks(5)).
+fn holder(locks: &str, file: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let kind = [words.next()?, words.next()?, words.next()?];
+        let (pid, locked) = (words.next()?, words.next()?);
+        (kind == ["FLOCK", "ADVISORY", "WRITE"] && locked == file).then(|| pid.parse().ok())?
+    })
+}
+
 /// The directory that `lb run` locks.
 pub(crate) fn daemon_directory(dir: &Path) -> PathBuf {
     dir.join(DAEMON)
@@ -94,7 +112,7 @@ fn try_lock(path: &Path) -> io::Result<Option<Lock>> {
 
 /// Whether the path still leads to that directory: its holder may have removed it while somebody waited for it.
 fn is_still(directory: &File, path: &Path) -> bool {
-    let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     match (directory.metadata(), path.metadata()) {
         (Ok(locked), Ok(present)) => identity(locked) == identity(present),
         _ => false,
@@ -104,7 +122,7 @@ fn is_still(directory: &File, path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{env, fs, process};
+    use std::{env, process};
 
     struct Scratch(PathBuf);
 
@@ -130,9 +148,19 @@ mod tests {
         assert!(first.is_some());
         assert!(daemon_lives(&scratch.0).unwrap());
         assert!(daemon(&scratch.0).unwrap().is_none());
+        assert_eq!(daemon_process(&scratch.0), Some(process::id()));
         drop(first);
+        assert_eq!(daemon_process(&scratch.0), None);
         assert!(!daemon_lives(&scratch.0).unwrap());
         assert!(daemon(&scratch.0).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_holder_of_a_lock_is_told_from_who_waits_and_who_looks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:1b:77 0 EOF\n2: FLOCK  ADVISORY  READ  12 00:1b:77 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 13 00:1b:78 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 14 00:1b:78 0 EOF\n";
+        assert_eq!(holder(locks, "00:1b:78"), Some(13));
+        assert_eq!(holder(locks, "00:1b:77"), None);
     }
 
     #[test]

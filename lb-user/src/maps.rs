@@ -2,7 +2,7 @@
 
 use std::{
     hash::{BuildHasher as _, RandomState},
-    io,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
@@ -30,31 +30,9 @@ pub(crate) mod name {
     pub(crate) const SMALLEST_MTU: &str = "SMALLEST_MTU";
     pub(crate) const CURSORS: &str = "CURSORS";
     pub(crate) const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
-    pub(crate) const ANSWERS: &str = "ANSWERS";
     pub(crate) const REASONS: &str = "REASONS";
     pub(crate) const META: &str = "META";
     pub(crate) const INTERFACES: &str = "INTERFACES";
-
-    /// All that are pinned.
-    pub(crate) const PINNED: [&str; 17] = [
-        FLOWS_V4,
-        FLOWS_V6,
-        ROOM,
-        SERVICES,
-        SERVICE,
-        SLOTS,
-        TURNS,
-        BACKENDS,
-        NEXT_HOPS,
-        PATH_MTUS,
-        SMALLEST_MTU,
-        CURSORS,
-        BACKEND_COUNTERS,
-        ANSWERS,
-        REASONS,
-        META,
-        INTERFACES,
-    ];
 }
 
 /// The maps of one balancer.
@@ -209,6 +187,10 @@ impl Maps {
             .with_context(|| format!("cannot write the MTU on the way to backend {backend}"))
     }
 
+    pub(crate) fn smallest_mtu(&self) -> anyhow::Result<u32> {
+        self.smallest_mtu.get(&0, 0).context("cannot read the smallest MTU")
+    }
+
     pub(crate) fn set_smallest_mtu(&mut self, mtu: u32) -> anyhow::Result<()> {
         self.smallest_mtu.set(0, mtu, 0).context("cannot write the smallest MTU")
     }
@@ -311,6 +293,11 @@ impl Pins<'_> {
                     path.display()
                 )
             }
+            MapError::SyscallError(error) if error.io_error.kind() == ErrorKind::NotFound => anyhow::anyhow!(
+                "{} is missing, for an lb was killed that was making or removing what is there: remove the rest with \
+                 `lb detach`, and begin anew",
+                path.display()
+            ),
             error => anyhow::Error::new(error).context(format!("cannot open the map {}", path.display())),
         })
     }

@@ -254,7 +254,8 @@ pub struct PortRange {
 
 impl PortRange {
     /// Below Linux' own ephemeral range (`ip_local_port_range` begins at 32768), above the well-known ports.
-    pub const DEFAULT: &str = "1024-32767";
+    pub const DEFAULT: Self =
+        Self { first: NonZeroU16::new(1024).expect("not 0"), last: NonZeroU16::new(32_767).expect("not 0") };
 
     /// The first port.
     pub const fn first(&self) -> u16 {
@@ -374,7 +375,7 @@ pub struct MaxFlows(u32);
 
 impl MaxFlows {
     /// What is used when nothing is said.
-    pub const DEFAULT: &str = "262144";
+    pub const DEFAULT: Self = Self(262_144);
     /// 2^27 connections are 32 GiB in IPv4 alone.
     const MOST: u32 = 1 << 27;
 

@@ -44,6 +44,18 @@ pub(crate) fn publish(
     maps.set_smallest_mtu(smallest(&all))
 }
 
+/// Writes down the MTUs on the way to these addresses, which have just been looked up. The caller holds the lock for edits.
+pub(crate) fn note(maps: &mut Maps, paths: &HashMap<IpAddr, u32>) -> anyhow::Result<()> {
+    for (index, backend) in maps.state()?.backends {
+        if let Some(mtu) = paths.get(&backend.addr.ip(backend.family)) {
+            maps.set_path_mtu(index, *mtu)?;
+            let known = [maps.smallest_mtu()?, *mtu];
+            maps.set_smallest_mtu(smallest(&known))?;
+        }
+    }
+    Ok(())
+}
+
 /// The smallest of those that are known; they are not 0.
 fn smallest(mtus: &[u32]) -> u32 {
     mtus.iter().copied().filter(|mtu| *mtu != 0).min().unwrap_or(u32::MAX)

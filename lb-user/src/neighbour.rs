@@ -286,6 +286,18 @@ impl Watch {
         Self { netlink, watched }
     }
 
+    /// Takes ways that the data path uses already for known: those that the kernel does not confirm now are kept in use
+    /// for as long as any that is lost.
+    #[must_use]
+    pub(crate) fn holding(mut self, used: &HashMap<IpAddr, Hop>) -> Self {
+        for (ip, watched) in &mut self.watched {
+            if let Some(hop) = used.get(ip).filter(|_| !watched.hop.is_known()) {
+                watched.hop = *hop;
+            }
+        }
+        self
+    }
+
     /// The way that the data path is to use to each address; the default for one that has been given up. Addresses
     /// that never had a way are left out: `lb backend add` may have just found it.
     pub(crate) fn hops(&self) -> HashMap<IpAddr, Hop> {

@@ -12,10 +12,15 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use crate::{host, lock, maps::name};
+use crate::{host, links, lock, maps::name};
 
 /// Where the pins are unless `--pin-dir` says otherwise.
 pub(crate) const DEFAULT: &str = "/sys/fs/bpf/lb";
+
+/// Name of the pin of the program.
+pub(crate) const PROGRAM: &str = "program";
+/// Name of a pin that is going to replace it.
+pub(crate) const NEXT_PROGRAM: &str = "next_program";
 
 /// Where the bpf file system belongs.
 const BPF_FS: &str = "/sys/fs/bpf";
@@ -69,17 +74,44 @@ pub(crate) fn present(dir: &Path) -> bool {
     dir.join(name::META).exists()
 }
 
-/// Removes the pins of all maps from `dir`; none there is as good.
-pub(crate) fn remove_maps(dir: &Path) -> anyhow::Result<()> {
-    name::PINNED.iter().try_for_each(|name| {
-        let pin = dir.join(name);
-        ignore_missing(fs::remove_file(&pin)).with_context(|| format!("cannot remove {}", pin.display()))
-    })
+/// Removes the pins of the program; none there is as good.
+pub(crate) fn remove_program(dir: &Path) -> anyhow::Result<()> {
+    [PROGRAM, NEXT_PROGRAM].iter().try_for_each(|name| remove_file(&dir.join(name)))
 }
 
-/// Removes the pins and the directories, unless there is something in them that is not ours.
+/// Removes the pins of all maps from `dir`, also those of another version's maps; none there is as good.
+pub(crate) fn remove_maps(dir: &Path) -> anyhow::Result<()> {
+    // First what says that there is a balancer.
+    remove_file(&dir.join(name::META))?;
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| format!("cannot read {}", dir.display()))?,
+    };
+    let names = entries.flatten().map(|entry| entry.file_name());
+    names
+        .filter(|name| name.to_str().is_some_and(is_maps_name))
+        .try_for_each(|name| remove_file(&dir.join(name)))
+}
+
+/// Whether maps of lb have such names.
+fn is_maps_name(name: &str) -> bool {
+    let of_names = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    name.starts_with(|first: char| first.is_ascii_uppercase()) && name.bytes().all(of_names)
+}
+
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    ignore_missing(fs::remove_file(path)).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+/// Removes the pins and the directories, unless there is something in them that is not ours. In the reverse of the order
+/// in which they are made, so that what a kill leaves of it is always something that was on the way to be made.
 pub(crate) fn remove(dir: &Path) -> anyhow::Result<()> {
-    remove_maps(dir)?;
+    links::unpin_all(dir)?;
+    remove_program(dir)?;
+    // Without the directory of its daemon it is not one of ours, whatever the names in it.
+    if lock::daemon_directory(dir).exists() {
+        remove_maps(dir)?;
+    }
     for directory in [lock::daemon_directory(dir), dir.to_owned()] {
         ignore_missing(fs::remove_dir(&directory))
             .with_context(|| format!("cannot remove the directory {}", directory.display()))?;
@@ -119,6 +151,11 @@ impl Undo {
         Self(Some(dir.to_owned()))
     }
 
+    /// Leaves everything where it is.
+    pub(crate) fn keep(mut self) {
+        self.0 = None;
+    }
+
     /// Removes it now, and says what went wrong.
     pub(crate) fn now(mut self) -> anyhow::Result<()> {
         self.0.take().map_or(Ok(()), |dir| remove(&dir))
@@ -138,6 +175,16 @@ impl Drop for Undo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_names_in_capitals_are_those_of_maps() {
+        for name in [name::META, name::FLOWS_V4, name::BACKEND_COUNTERS] {
+            assert!(is_maps_name(name), "{name}");
+        }
+        for name in [PROGRAM, NEXT_PROGRAM, lock::DAEMON, "links", "", "0", "Map", "cilium_METRICS"] {
+            assert!(!is_maps_name(name), "{name}");
+        }
+    }
 
     #[test]
     fn a_pin_directory_is_absolute_and_has_no_dots() {

@@ -1,17 +1,22 @@
 //! The XDP program: loading it, and attaching it to interfaces.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
-    programs::{ProgramError, Xdp, links::FdLink, loaded_programs, xdp::XdpMode},
+    programs::{
+        ProgramError, Xdp,
+        links::FdLink,
+        loaded_programs,
+        xdp::{XdpLink, XdpMode},
+    },
 };
 
-use lb_common::table::slots_for;
+use lb_common::{Meta, table::slots_for};
 
-use crate::{maps::name, model::MaxFlows, netlink::Link};
+use crate::{maps::name, netlink::Link, pins};
 
 /// The balancer, compiled for BPF.
 pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
@@ -94,17 +99,16 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Loads the program and makes its maps, pinned in `dir`. `log_level` and `send_back` are constants to the kernel,
+    /// Loads the program over the maps pinned in `dir`, or makes them. `log_level` and `send_back` are constants to the kernel,
     /// which leaves out of the program what they rule out.
     pub(crate) fn load(
         dir: &Path,
-        max_flows: MaxFlows,
-        secret: u64,
+        meta: &Meta,
         log_level: log::LevelFilter,
         send_back: SendBack,
     ) -> anyhow::Result<Self> {
         let level = log_level as u8;
-        let slots = slots_for(max_flows.entries());
+        let slots = slots_for(meta.flow_entries);
         let mask = slots - 1;
         let by_redirect = u8::from(send_back == SendBack::ByRedirect);
         let mut ebpf = EbpfLoader::new()
@@ -112,11 +116,11 @@ impl Program {
             .map_max_entries(name::FLOWS_V4, slots)
             .map_max_entries(name::FLOWS_V6, slots)
             .override_global(FLOW_MASK, &mask, true)
-            .override_global(FLOW_SECRET, &secret, true)
+            .override_global(FLOW_SECRET, &meta.secret, true)
             .override_global(aya_log::LEVEL, &level, false)
             .override_global(SEND_BACK_BY_REDIRECT, &by_redirect, true)
             .load(LB)
-            .map_err(|error| explain_load(error, max_flows))?;
+            .map_err(|error| explain_load(error, meta.flow_entries / 2))?;
         load_undisturbed(program(&mut ebpf)?).map_err(explain_verifier)?;
         Ok(Self { ebpf })
     }
@@ -150,6 +154,25 @@ impl Program {
         Ok((fd, mode))
     }
 
+    /// Puts the program into the place of the one that a link holds, in one step: each packet meets one of the two.
+    pub(crate) fn replace(&mut self, link: FdLink, interface: &Link) -> anyhow::Result<FdLink> {
+        let what = || format!("cannot replace the XDP program on {}", interface.name);
+        let program = program(&mut self.ebpf)?;
+        let id = program.attach_to_link(XdpLink::try_from(link).with_context(what)?).with_context(what)?;
+        FdLink::try_from(program.take_link(id)?).with_context(what)
+    }
+
+    /// Pins the program in `dir`, in the place of the one that is pinned there.
+    pub(crate) fn pin(&mut self, dir: &Path) -> anyhow::Result<()> {
+        let (pin, next) = (dir.join(pins::PROGRAM), dir.join(pins::NEXT_PROGRAM));
+        let what = || format!("cannot pin the program at {}", pin.display());
+        if next.exists() {
+            fs::remove_file(&next).with_context(what)?;
+        }
+        program(&mut self.ebpf)?.pin(&next).with_context(what)?;
+        fs::rename(&next, &pin).with_context(what)
+    }
+
     /// What aya-log needs to find the program's messages.
     pub(crate) const fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -179,15 +202,12 @@ fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
     Ok(program.try_into()?)
 }
 
-fn explain_load(error: EbpfError, max_flows: MaxFlows) -> anyhow::Error {
+fn explain_load(error: EbpfError, connections: u32) -> anyhow::Error {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             let hint = match io_error.raw_os_error() {
                 Some(libc::ENOMEM | libc::E2BIG) => {
-                    format!(
-                        "; tables for {} connections do not fit, try a smaller --max-flows",
-                        max_flows.connections()
-                    )
+                    format!("; tables for {connections} connections do not fit, try a smaller --max-flows")
                 }
                 _ => String::new(),
             };

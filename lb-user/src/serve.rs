@@ -1,4 +1,5 @@
-//! `lb run`: set the balancer up, serve, and leave nothing behind.
+//! `lb run`: set the balancer up or adopt one that goes on without its daemon, serve, and leave nothing behind, or with
+//! `--persist` all that forwards.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -6,40 +7,37 @@ use std::{
     io::{self, Write as _},
     iter,
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use aya::programs::links::FdLink;
 use aya_log::EbpfLogger;
 use futures_util::{FutureExt as _, future::pending};
-use lb_common::{Addr, Interface, LAYOUT_VERSION, Meta};
+use lb_common::{Addr, Hop, LAYOUT_VERSION, Meta};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
-    apply::apply,
+    data_path::{Attached, DataPath, mtus_of, publish_hops},
     edit,
     events::Events,
-    host,
+    host, links,
     lock::{self, Lock},
     maps::Maps,
     model::{MaxFlows, NewService, PortRange, SnatPool},
     mtu,
-    neighbour::{self, News, Watch},
+    neighbour::{News, Watch},
     netlink::{Link, Netlink},
     pins::{self, Undo},
     plan::{State, Step},
-    program::{self, Mode, ModeChoice, Program, SendBack},
-    runtime, sweep, xdp_features,
+    program::{ModeChoice, Program},
+    runtime, sweep,
 };
-
-/// How long to wait for next hops before attaching.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How soon an edit is noticed.
 const NOTICE: Duration = Duration::from_millis(200);
@@ -68,31 +66,39 @@ pub(crate) struct Order {
     pub(crate) services: Vec<NewService>,
     pub(crate) mode: ModeChoice,
     pub(crate) snat: SnatPool,
-    pub(crate) ports: PortRange,
-    pub(crate) max_flows: MaxFlows,
+    /// `None`: the default, or what is there.
+    pub(crate) ports: Option<PortRange>,
+    /// `None`: the default, or what is there.
+    pub(crate) max_flows: Option<MaxFlows>,
+    pub(crate) persist: bool,
     /// What hashes of flows begin with: nobody else is to know it.
     pub(crate) secret: u64,
     pub(crate) log_level: log::LevelFilter,
 }
 
 impl Order {
-    fn backend_ips(&self) -> BTreeSet<IpAddr> {
+    pub(crate) fn ports(&self) -> PortRange {
+        self.ports.unwrap_or(PortRange::DEFAULT)
+    }
+
+    pub(crate) fn max_flows(&self) -> MaxFlows {
+        self.max_flows.unwrap_or(MaxFlows::DEFAULT)
+    }
+
+    pub(crate) fn backend_ips(&self) -> BTreeSet<IpAddr> {
         self.services.iter().flat_map(NewService::backends).map(|backend| backend.ip()).collect()
     }
 
-    fn own_ips(&self) -> BTreeSet<IpAddr> {
-        self.services.iter().flat_map(edit::addresses).chain(self.snat.addresses().iter().copied()).collect()
-    }
-
-    fn meta(&self) -> Meta {
+    /// The record of a balancer that begins with this order.
+    pub(crate) fn meta(&self) -> Meta {
         let mut meta = Meta {
             layout_version: LAYOUT_VERSION,
             pid: process::id(),
             since: seconds_since_1970(),
-            first_port: self.ports.first(),
-            ports: self.ports.len(),
+            first_port: self.ports().first(),
+            ports: self.ports().len(),
             secret: self.secret,
-            flow_entries: self.max_flows.entries(),
+            flow_entries: self.max_flows().entries(),
             ..Meta::default()
         };
         let places = iter::zip(&mut meta.snat, &mut meta.snat_family);
@@ -102,7 +108,7 @@ impl Order {
         meta
     }
 
-    fn plan(&self, hops: &HashMap<IpAddr, lb_common::Hop>) -> anyhow::Result<Vec<Step>> {
+    pub(crate) fn plan(&self, hops: &HashMap<IpAddr, Hop>) -> anyhow::Result<Vec<Step>> {
         let mut state = State::new(self.meta());
         let mut steps = vec![Step::WriteMeta(state.meta)];
         for service in &self.services {
@@ -112,7 +118,7 @@ impl Order {
     }
 }
 
-fn seconds_since_1970() -> u64 {
+pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -122,7 +128,7 @@ pub(crate) fn run(order: &Order) -> anyhow::Result<()> {
     host::check_kernel()?;
     pins::check(&order.dir)?;
     order.plan(&HashMap::new())?;
-    warn_of_ephemeral_ports(order.ports);
+    warn_of_ephemeral_ports(order.ports());
     if host::in_own_mount_namespace() {
         log::warn!(
             "this process has a mount namespace of its own, as `ip netns exec` and containers make: `lb status` and \
@@ -150,7 +156,7 @@ fn warn_of_ephemeral_ports(ports: PortRange) {
     }
 }
 
-/// The signals that end `lb run`. A terminal that is closed ends it too: it leaves nothing behind.
+/// The signals that end `lb run`. A terminal that is closed ends it too, as it should be ended.
 struct Stop {
     interrupt: Signal,
     terminate: Signal,
@@ -187,56 +193,42 @@ struct Running {
     events: Events,
     log_level: log::LevelFilter,
     dir: PathBuf,
-    undo: Undo,
+    /// What to do at the end; `None` if the data path is to go on.
+    undo: Option<Undo>,
     _daemon: Lock,
 }
 
 impl Running {
     /// Checks everything before it touches anything, and undoes everything if one step fails.
     async fn start(order: &Order) -> anyhow::Result<Self> {
-        let dir = &order.dir;
         let netlink = Netlink::connect()?;
         let mut events = Events::listen()?;
-        let interfaces = find_interfaces(&netlink, &order.interfaces).await?;
-        edit::refuse_impossible(&neighbour::resolve(&netlink, order.backend_ips(), Duration::ZERO).await?)?;
-        refuse_second(dir)?;
-        interfaces.iter().try_for_each(program::check_free)?;
-
-        pins::prepare(dir)?;
-        pins::create(dir)?;
-        let Some(daemon) = lock::daemon(dir)? else { return Err(already_runs(dir)) };
-        let undo = Undo::of(dir);
-        // Edits wait until the balancer is there.
-        let _edit = lock::edit(dir)?.with_context(|| format!("{} has gone", dir.display()))?;
-        if pins::present(dir) {
-            log::info!("removing what a killed lb run left at {}", dir.display());
-        }
-        pins::remove_maps(dir)?;
-
-        let send_back = send_back(&netlink, &interfaces).await;
-        let mut program = Program::load(dir, order.max_flows, order.secret, order.log_level, send_back)?;
-        let mut maps = Maps::begin(dir, order.meta())?;
-        maps.scatter_cursors()?;
-        let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
-        apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
-        let links = attach(&mut program, &mut maps, &interfaces, order.mode)?;
-        let mtus = links.iter().map(|(link, _, _)| (link.index, link.mtu)).collect();
-        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus)?;
-
-        let attached: Vec<u32> = links.iter().map(|(link, _, _)| link.index).collect();
-        edit::warn_of_obstacles(&ways, &attached);
-        edit::warn_if_foreign(&netlink, &order.own_ips()).await?;
-        events.know(links.iter().map(|(link, _, _)| link));
-        say_ready(order, &links)?;
+        // Edits and other starts wait until the balancer is there.
+        let (data_path, _edit) = DataPath::set_up(order, &netlink).await?;
+        // In the reverse of the order in which they are dropped if something fails yet.
+        let DataPath { daemon, undo, watch, ways, maps, program, links } = data_path;
+        let state = maps.state()?;
+        let attached: Vec<u32> = links.iter().map(|attached| attached.link.index).collect();
+        edit::warn_of_obstacles(&ways, &attached, true);
+        edit::warn_if_foreign(&netlink, &own_ips(&state)).await?;
+        events.know(links.iter().map(|attached| &attached.link));
+        say_ready(&links, &state)?;
+        let undo = match undo {
+            Some(undo) if order.persist => {
+                undo.keep();
+                None
+            }
+            undo => undo,
+        };
         Ok(Self {
-            links: links.into_iter().map(|(link, fd, _)| (link, fd)).collect(),
+            mtus: mtus_of(&links),
+            links: links.into_iter().map(|Attached { link, fd, .. }| (link, fd)).collect(),
             program,
             maps,
-            watch: Watch::new(netlink, ways),
-            mtus,
+            watch,
             events,
             log_level: order.log_level,
-            dir: dir.clone(),
+            dir: order.dir.clone(),
             undo,
             _daemon: daemon,
         })
@@ -251,10 +243,14 @@ impl Running {
             never = sweeper => match never {},
             result = logs => result.map(|never| match never {}),
         };
+        let Some(undo) = self.undo else {
+            log::info!("leaving the data path running");
+            return served;
+        };
         log::info!("detaching");
         drop(self.links);
         drop(self.program);
-        self.undo.now().and(served)
+        undo.now().and(served)
     }
 
     /// Follows edits and the kernel's news.
@@ -338,13 +334,7 @@ impl Running {
             }
             sleep(RETRY).await;
         };
-        for (index, backend) in self.maps.state()?.backends {
-            if let Some(hop) = hops.get(&backend.addr.ip(backend.family))
-                && self.maps.hop(index)? != *hop
-            {
-                self.maps.set_hop(index, *hop)?;
-            }
-        }
+        publish_hops(&mut self.maps, &hops)?;
         mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)
     }
 
@@ -352,6 +342,9 @@ impl Running {
         for index in self.events.take_gone() {
             if let Some(place) = self.links.iter().position(|(link, _)| link.index == index) {
                 let (link, _) = self.links.swap_remove(place);
+                if self.undo.is_none() {
+                    links::unpin(&self.dir, index)?;
+                }
                 self.maps.remove_interface(index)?;
                 log::warn!(
                     "interface {} is gone, and lb is not attached to it any more: restart lb run when it is back",
@@ -369,115 +362,34 @@ fn every(period: Duration) -> tokio::time::Interval {
     interval
 }
 
-fn backend_ips(state: &State) -> HashSet<IpAddr> {
+/// The addresses that packets of services are sent to: their own from clients, those for SNAT from backends.
+fn own_ips(state: &State) -> BTreeSet<IpAddr> {
+    state
+        .services
+        .values()
+        .flat_map(|service| {
+            let family = service.key.family;
+            let snat = service.snat.iter().zip(0..service.snat_len).map(move |(addr, _)| addr.ip(family));
+            iter::once(service.key.addr.ip(family)).chain(snat)
+        })
+        .collect()
+}
+
+pub(crate) fn backend_ips(state: &State) -> HashSet<IpAddr> {
     state.backends.values().map(|backend| backend.addr.ip(backend.family)).collect()
 }
 
-async fn find_interfaces(netlink: &Netlink, names: &[String]) -> anyhow::Result<Vec<Link>> {
-    let mut links: Vec<Link> = Vec::new();
-    for name in names {
-        let Some(link) = netlink.link_by_name(name).await? else {
-            bail!("there is no interface {name}: `ip link` lists those that there are");
-        };
-        if link.mac.is_none() {
-            bail!("{name} is not an Ethernet interface: give one that clients or backends are behind");
-        }
-        if links.iter().any(|other| other.index == link.index) {
-            bail!("interface {name} is given twice: name it once");
-        }
-        if !link.up {
-            log::warn!("interface {name} is down: `ip link set {name} up`");
-        }
-        links.push(link);
-    }
-    Ok(links)
-}
-
-fn refuse_second(dir: &Path) -> anyhow::Result<()> {
-    if lock::daemon_lives(dir)? { Err(already_runs(dir)) } else { Ok(()) }
-}
-
-fn already_runs(dir: &Path) -> anyhow::Error {
-    let pid = Maps::open(dir).and_then(|maps| maps.meta()).map_or(0, |meta| meta.pid);
-    let who = if pid == 0 { String::new() } else { format!(" (process {pid})") };
-    anyhow::anyhow!(
-        "lb run is already running at {}{who}: stop it with `lb detach`, or give another --pin-dir",
-        dir.display()
-    )
-}
-
-/// How to send frames back through these interfaces so that they arrive.
-async fn send_back(netlink: &Netlink, interfaces: &[Link]) -> SendBack {
-    for peer in interfaces.iter().filter_map(|link| link.peer) {
-        if !netlink.has_program(peer).await {
-            return SendBack::ByRedirect;
-        }
-    }
-    SendBack::ByTx
-}
-
-/// Attaches to all interfaces, or to none: links that were made are dropped with the error.
-fn attach(
-    program: &mut Program,
-    maps: &mut Maps,
-    interfaces: &[Link],
-    choice: ModeChoice,
-) -> anyhow::Result<Vec<(Link, FdLink, Mode)>> {
-    let mut links = attach_in(program, interfaces, choice)?;
-    if let Some(link) = links.iter().find(|(link, _, mode)| *mode == Mode::Native && !takes(link, interfaces))
-    {
-        let name = &link.0.name;
-        let why = format!(
-            "the driver of {name} does not take packets that are redirected to it in native mode{}",
-            if link.0.peer.is_some() {
-                ": on the other end of this veth, set `ethtool -K DEV gro on`"
-            } else {
-                ""
-            }
-        );
-        if choice == ModeChoice::Native {
-            bail!("{why}; or use --mode generic");
-        }
-        log::warn!("{why}; using generic mode, which is slower");
-        // Detached first: an interface has one mode at a time.
-        links.clear();
-        links = attach_in(program, interfaces, ModeChoice::Generic)?;
-    }
-    for (link, _, mode) in &links {
-        let interface = Interface { since: seconds_since_1970(), mode: mode.number(), mtu: link.mtu };
-        maps.add_interface(link.index, interface)?;
-    }
-    Ok(links)
-}
-
-fn attach_in(
-    program: &mut Program,
-    interfaces: &[Link],
-    choice: ModeChoice,
-) -> anyhow::Result<Vec<(Link, FdLink, Mode)>> {
-    let attach = |link: &Link| program.attach(link, choice).map(|(fd, mode)| (link.clone(), fd, mode));
-    interfaces.iter().map(attach).collect()
-}
-
-/// Whether the driver takes the packets that will be redirected to it, if any will. A kernel that does not tell gets the
-/// benefit of the doubt.
-fn takes(link: &Link, interfaces: &[Link]) -> bool {
-    let redirected_to = interfaces.len() > 1 || link.peer.is_some();
-    !redirected_to || xdp_features::of(link.index).map_or(true, xdp_features::Features::transmits)
-}
-
-fn say_ready(order: &Order, links: &[(Link, FdLink, Mode)]) -> anyhow::Result<()> {
+fn say_ready(links: &[Attached], state: &State) -> anyhow::Result<()> {
     let interfaces: Vec<_> =
-        links.iter().map(|(link, _, mode)| format!("{} ({})", link.name, mode.name())).collect();
-    let backends: usize = order.services.iter().map(|service| service.backends().len()).sum();
+        links.iter().map(|attached| format!("{} ({})", attached.link.name, attached.mode.name())).collect();
     let count = |number, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
     let mut stdout = io::stdout().lock();
     writeln!(
         stdout,
         "ready: attached to {}, {}, {}",
         interfaces.join(", "),
-        count(order.services.len(), "service"),
-        count(backends, "backend")
+        count(state.services.len(), "service"),
+        count(state.backends.len(), "backend")
     )
     .and_then(|()| stdout.flush())
     .context("cannot write to stdout")

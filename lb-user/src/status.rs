@@ -11,8 +11,8 @@ use nix::net::if_::if_indextoname;
 use serde::Serialize;
 
 use crate::{
-    balancer::Balancer,
-    flows,
+    balancer::{Balancer, Keeper},
+    flows, links,
     model::{Endpoint, Scheduler, ServiceAddress},
     neighbour::mac_text,
     plan::State,
@@ -23,8 +23,10 @@ use crate::{
 /// What `lb status --json` writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Status {
-    /// Process of `lb run`; null if it was killed.
+    /// Process of `lb run`; null while there is none.
     pub(crate) pid: Option<u32>,
+    /// Whether the data path goes on without `lb run`.
+    pub(crate) persists: bool,
     pub(crate) interfaces: Vec<InterfaceView>,
     pub(crate) services: Vec<ServiceView>,
 }
@@ -71,11 +73,15 @@ impl Status {
     pub(crate) fn read(balancer: &Balancer) -> anyhow::Result<Self> {
         let maps = &balancer.maps;
         let state = maps.state()?;
-        let interfaces = if balancer.lives { maps.interfaces()? } else { Vec::new() };
+        let kept = |(index, _): &&(u32, Interface)| balancer.keeper.keeps(*index);
+        let lives = matches!(balancer.keeper, Keeper::Daemon);
         Ok(Self {
-            pid: balancer.lives.then_some(state.meta.pid),
-            interfaces: interfaces
+            pid: lives.then_some(state.meta.pid),
+            persists: links::directory(&balancer.dir).exists(),
+            interfaces: maps
+                .interfaces()?
                 .iter()
+                .filter(kept)
                 .map(|(index, interface)| interface_view(*index, interface))
                 .collect(),
             services: services(balancer, &state)?,
@@ -99,9 +105,18 @@ impl Status {
 
     /// For people.
     pub(crate) fn text(&self, now: SystemTime) -> String {
-        let mut text = match self.pid {
-            Some(pid) => format!("lb run is process {pid}, attached to\n"),
-            None => "lb run was killed; its program is attached nowhere\n".to_owned(),
+        let mut text = match (self.pid, self.persists) {
+            (Some(pid), false) => format!("lb run is process {pid}, attached to\n"),
+            (Some(pid), true) => format!("lb run is process {pid}, attached for good to\n"),
+            (None, true) if self.interfaces.is_empty() => {
+                "lb run has ended, and its program is attached nowhere: the interfaces have gone\n".to_owned()
+            }
+            (None, true) => {
+                "lb run has ended, and its program goes on: nobody follows changes of next hops, or removes \
+                             idle connections, until `lb run --persist` adopts it\n"
+                    .to_owned()
+            }
+            (None, false) => "lb run was killed; its program is attached nowhere\n".to_owned(),
         };
         if !self.interfaces.is_empty() {
             let columns =
@@ -322,6 +337,7 @@ mod tests {
         let interface = Interface { since: 1_700_000_000, mode: 1, mtu: 1500 };
         Status {
             pid: Some(42),
+            persists: false,
             interfaces: vec![interface_view(u32::MAX, &interface)],
             services: vec![service],
         }
@@ -349,6 +365,22 @@ mod tests {
         {
             assert!(text.contains(says), "{says} in\n{text}");
         }
+    }
+
+    #[test]
+    fn people_read_who_keeps_the_program_attached() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        for (pid, persists, says) in [
+            (Some(42), false, "process 42, attached to"),
+            (Some(42), true, "process 42, attached for good to"),
+            (None, true, "its program goes on"),
+            (None, false, "was killed"),
+        ] {
+            let text = Status { pid, persists, ..view() }.text(now);
+            assert!(text.contains(says), "{says} in\n{text}");
+        }
+        let text = Status { pid: None, persists: true, interfaces: Vec::new(), ..view() }.text(now);
+        assert!(text.contains("attached nowhere"), "{text}");
     }
 
     #[test]

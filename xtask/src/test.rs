@@ -69,7 +69,10 @@ fn kernel_tests(ring: Option<Ring>, args: &[String]) -> Result<()> {
 /// Lets cargo run what it builds as root, and removes before and after what killed runs left behind.
 pub(crate) fn as_root_between_cleanings(cargo: &mut Command) -> Result<()> {
     if !root::is_root() {
-        cargo.env(runner_variable(), "sudo --preserve-env=LB_BIN,LB_FUZZ_PACKETS,LB_SEED,RUST_BACKTRACE");
+        cargo.env(
+            runner_variable(),
+            "sudo --preserve-env=LB_BIN,LB_FUZZ_PACKETS,LB_RESTARTS,LB_SEED,RUST_BACKTRACE",
+        );
     }
     clean::clean()?;
     // Ctrl-C ends what is run, but not this process, which cleans up after it.

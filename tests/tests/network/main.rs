@@ -9,6 +9,7 @@ mod crowds;
 mod lifecycle;
 mod next_hops;
 mod path;
+mod persistence;
 mod recipe;
 mod refusals;
 mod scale;
