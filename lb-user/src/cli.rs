@@ -80,6 +80,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Remove idle connections once, as lb run does all the time: for a data path that goes on without it
+    Sweep(Output),
     /// Stop lb run, and remove program, links and pins
     Detach,
 }

@@ -99,6 +99,10 @@ fn execute(dir: &Path, command: &Command) -> anyhow::Result<()> {
             let flows = flows::list(&read("lb flows")?.maps, &filter.filter())?;
             output.print(&flows, || flows::text(&flows))
         }
+        Command::Sweep(output) => {
+            let removed = sweep::once(&read("lb sweep")?.maps)?;
+            output.print(&removed, || removed.text())
+        }
         Command::Detach => detach::detach(dir),
     }
 }

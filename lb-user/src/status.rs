@@ -112,8 +112,8 @@ impl Status {
                 "lb run has ended, and its program is attached nowhere: the interfaces have gone\n".to_owned()
             }
             (None, true) => {
-                "lb run has ended, and its program goes on: nobody follows changes of next hops, or removes \
-                             idle connections, until `lb run --persist` adopts it\n"
+                "lb run has ended, and its program goes on: until `lb run --persist` adopts it, nobody \
+                             follows changes of next hops, and `lb sweep` removes idle connections\n"
                     .to_owned()
             }
             (None, false) => "lb run was killed; its program is attached nowhere\n".to_owned(),

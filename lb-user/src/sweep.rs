@@ -7,6 +7,7 @@ use std::{
 };
 
 use lb_common::{V4, V6};
+use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::{
@@ -33,6 +34,37 @@ pub(crate) async fn forever(maps: Maps) -> Infallible {
             }
         }
     }
+}
+
+/// What `lb sweep --json` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Removed {
+    /// Connections.
+    pub(crate) removed: u64,
+}
+
+impl Removed {
+    /// For people.
+    pub(crate) fn text(self) -> String {
+        match self.removed {
+            1 => "removed 1 idle connection".to_owned(),
+            number => format!("removed {number} idle connections"),
+        }
+    }
+}
+
+/// Goes through the flow tables once, without rest: for a data path without a daemon.
+pub(crate) fn once(maps: &Maps) -> anyhow::Result<Removed> {
+    Ok(Removed { removed: once_through::<V4>(maps)? + once_through::<V6>(maps)? })
+}
+
+fn once_through<F: FlowTable>(maps: &Maps) -> anyhow::Result<u64> {
+    let slots = F::flows(maps).slots();
+    let mut removed = 0;
+    for first in (0..slots).step_by(usize::try_from(CHUNK)?) {
+        removed += step::<F>(maps, first..(first + CHUNK).min(slots))?.removed;
+    }
+    Ok(removed)
 }
 
 async fn sweep(maps: &Maps) -> anyhow::Result<()> {

@@ -350,6 +350,29 @@ fn edits_work_without_a_daemon_and_outlive_it() -> Result<()> {
 }
 
 #[test]
+fn without_a_daemon_idle_connections_are_swept_by_hand() -> Result<()> {
+    /// What a reset connection may be idle for, and some more.
+    const AFTER_RESET: Duration = Duration::from_secs(12);
+    let topology = Topology::two_arm(1)?;
+    let _servers = servers(&topology)?;
+    let mut first = start(&topology, &persistent(&topology))?;
+    first.process().stop(Signal::SIGKILL)?;
+    let mut lasting = Visit::begin(&topology.client, Family::V4.service(PORT))?;
+    for family in Family::ALL {
+        let stream = topology.client.connect(family.service(PORT))?;
+        // Closed so, it is reset rather than finished (socket(7)).
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+    }
+    let flows = || Ok::<_, anyhow::Error>(json(&topology, &["flows"])?.as_array().map(Vec::len));
+    assert_eq!(flows()?, Some(3));
+    assert_eq!(json(&topology, &["sweep"])?["removed"], 0, "they are young");
+    thread::sleep(AFTER_RESET);
+    assert_eq!(topology.lb(&["sweep"])?, "removed 2 idle connections\n");
+    assert_eq!((json(&topology, &["sweep"])?, flows()?), (serde_json::json!({ "removed": 0 }), Some(1)));
+    lasting.say("still here")
+}
+
+#[test]
 fn a_next_hop_that_changes_while_nobody_looks_is_corrected_on_adoption() -> Result<()> {
     let topology = Topology::two_arm(1)?;
     let _servers = servers(&topology)?;
@@ -476,7 +499,7 @@ fn what_is_half_made_is_completed_begun_anew_or_removed() -> Result<()> {
             Ok(fs::rename(dir.join("program"), dir.join("next_program"))?)
         }),
         ("links and some maps are missing", &|| {
-            links()?.iter().try_for_each(|link| fs::remove_file(link))?;
+            links()?.iter().try_for_each(fs::remove_file)?;
             fs::remove_dir(dir.join("links"))?;
             Ok(["META", "SLOTS"].iter().try_for_each(|map| fs::remove_file(dir.join(map)))?)
         }),
