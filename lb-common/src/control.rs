@@ -33,8 +33,9 @@ pub struct Meta {
     pub next_backend: u32,
     /// Where the search for free slots begins.
     pub next_slot: u32,
-    /// Always 0.
-    pub zero: u32,
+    /// One more than the place of the service that is being edited; 0 while none is. Where it is not 0 and nobody has the
+    /// lock for edits, one was killed.
+    pub edited: u32,
     /// SNAT addresses of services that name none of their own, either family mixed.
     pub snat: [Addr; MAX_SNAT],
     /// The family of each of `snat` ([`crate::Family::NUMBER`]); 0 where there is none.

@@ -1,6 +1,10 @@
 //! Carries steps of a plan out on the maps.
 
-use std::{collections::HashSet, thread, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    thread,
+    time::Duration,
+};
 
 use lb_common::Hop;
 
@@ -12,6 +16,23 @@ const IN_FLIGHT: Duration = Duration::from_millis(10);
 /// Carries the steps out in their order. The caller holds the lock for edits.
 pub(crate) fn apply(maps: &mut Maps, steps: &[Step]) -> anyhow::Result<()> {
     steps.iter().try_for_each(|step| carry_out(maps, step))
+}
+
+/// Completes or undoes an edit that was killed; says whether there was one. The caller holds the lock for edits.
+pub(crate) fn repair(maps: &mut Maps) -> anyhow::Result<bool> {
+    if maps.meta()?.edited == 0 {
+        return Ok(false);
+    }
+    let mut state = maps.state()?;
+    let mut open = HashMap::new();
+    for (index, service) in &state.services {
+        if maps.service_index(&service.key)? == Some(*index) {
+            open.insert(service.key, *index);
+        }
+    }
+    let steps = state.repair(|key| open.get(key).copied())?;
+    apply(maps, &steps)?;
+    Ok(true)
 }
 
 fn carry_out(maps: &mut Maps, step: &Step) -> anyhow::Result<()> {

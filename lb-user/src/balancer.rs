@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    host,
+    apply, host,
     links::{self, Pinned},
     lock::{self, Lock},
     maps::Maps,
@@ -58,7 +58,13 @@ impl Balancer {
             return Err(pins::nothing_at(dir));
         }
         let keeper = Keeper::of(dir)?;
-        let maps = Maps::open(dir)?;
+        let mut maps = Maps::open(dir)?;
+        // An edit that is not through and that nobody is at was killed.
+        if maps.meta()?.edited != 0
+            && let Some(_lock) = lock::try_edit(dir)?
+        {
+            apply::repair(&mut maps)?;
+        }
         let balancer = Self { dir: dir.to_owned(), maps, keeper };
         balancer.join_daemon()?;
         Ok(balancer)
@@ -75,7 +81,9 @@ impl Balancer {
         if !pins::present(&self.dir) {
             return Err(pins::nothing_at(&self.dir));
         }
-        Ok((lock, Maps::open(&self.dir)?))
+        let mut maps = Maps::open(&self.dir)?;
+        apply::repair(&mut maps)?;
+        Ok((lock, maps))
     }
 
     /// Interfaces, routes and neighbours are to be those that `lb run` sees, from wherever the command is given.

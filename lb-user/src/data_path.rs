@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use crate::{
     adopt::{self, Found},
-    apply::apply,
+    apply::{self, apply},
     detach, edit,
     links::{self, Pinned},
     lock::{self, Lock},
@@ -128,6 +128,9 @@ impl DataPath {
             }
         }
         let mut program = Program::load(dir, &maps.meta()?, order.log_level, send_back)?;
+        if apply::repair(&mut maps)? {
+            log::info!("an edit that was killed has been repaired");
+        }
         let state = maps.state()?;
         let ways = neighbour::resolve(&netlink, backend_ips(&state), PATIENCE).await?;
         let daemon = relieve(order)?;

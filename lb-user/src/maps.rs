@@ -134,6 +134,15 @@ impl Maps {
         self.services.insert(key, index, 0).with_context(|| format!("cannot open service {index}"))
     }
 
+    /// The service that packets with that address find.
+    pub(crate) fn service_index(&self, key: &ServiceKey) -> anyhow::Result<Option<u32>> {
+        match self.services.get(key, 0) {
+            Ok(index) => Ok(Some(index)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot look a service up"),
+        }
+    }
+
     /// A service that is closed already is as good.
     pub(crate) fn close_service(&mut self, key: &ServiceKey) -> anyhow::Result<()> {
         ignore_missing(self.services.remove(key)).context("cannot close the service")

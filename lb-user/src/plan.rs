@@ -2,7 +2,8 @@
 //!
 //! Make before break: what the data path is going to find is complete before anything points to it, and what it found
 //! before is taken away only when no program can be on its way there any more. So every step leaves the data path with
-//! a consistent view, and an edit that dies half-way can simply be made again.
+//! a consistent view. An edit first notes which service it is about, and last that it is done: from what is between,
+//! [`State::repair`] completes it, or undoes it where nothing of it has been seen yet.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -199,11 +200,11 @@ impl State {
                 .ok_or_else(|| {
                     Invalid::new(format!("{MAX_SERVICES} services are the most that fit: remove one first"))
                 })?;
+        let mut steps = vec![self.note_edit(index)];
         self.meta.next_service = index + 1;
         let service = self.new_service(new);
         self.services.insert(index, service);
 
-        let mut steps = Vec::new();
         for backend in new.backends() {
             steps.extend(self.new_backend(index, address, *backend, hops)?);
         }
@@ -270,7 +271,8 @@ impl State {
             };
             return Err(Invalid::new(format!("service {address} has backend {endpoint} already: {remedy}")));
         }
-        let mut steps = self.new_backend(service, address, endpoint, hops)?;
+        let mut steps = vec![self.note_edit(service)];
+        steps.extend(self.new_backend(service, address, endpoint, hops)?);
         steps.extend(self.deal(service)?);
         steps.push(self.write_meta());
         Ok(steps)
@@ -366,14 +368,15 @@ impl State {
         let service = self.service(&address)?;
         let index = self.backend(service, &address, endpoint)?;
         let mut backend = self.backends.get(&index).copied().unwrap_or_default();
-        if BackendState::from_number(backend.state) == Some(BackendState::Leaving) {
+        if is(&backend, BackendState::Leaving) {
             return Err(Invalid::new(format!(
                 "backend {endpoint} is being removed: finish it with `lb backend rm {address} {endpoint}`"
             )));
         }
+        let mut steps = vec![self.note_edit(service)];
         edit(&mut backend);
         self.backends.insert(index, backend);
-        let mut steps = vec![Step::WriteBackend { index, backend }];
+        steps.push(Step::WriteBackend { index, backend });
         steps.extend(self.deal(service)?);
         steps.push(self.write_meta());
         Ok(steps)
@@ -391,18 +394,25 @@ impl State {
     ) -> Result<Vec<Step>, Invalid> {
         let service = self.service(&address)?;
         let index = self.backend(service, &address, endpoint)?;
-        let mut steps = Vec::new();
+        let mut steps = vec![self.note_edit(service)];
         if let Some(backend) = self.backends.get_mut(&index) {
             backend.state = BackendState::Leaving as u8;
             steps.push(Step::WriteBackend { index, backend: *backend });
         }
         steps.extend(self.deal(service)?);
-        steps.push(Step::Settle);
-        steps.push(Step::EndFlows { backends: vec![index] });
-        steps.push(Step::WriteBackend { index, backend: Backend::default() });
-        self.backends.remove(&index);
+        steps.extend(self.take_away_backends(vec![index]));
         steps.push(self.write_meta());
         Ok(steps)
+    }
+
+    /// Ends the connections of backends that no slot leads to any more, and frees their places.
+    fn take_away_backends(&mut self, backends: Vec<u32>) -> Vec<Step> {
+        let mut steps = vec![Step::Settle, Step::EndFlows { backends: backends.clone() }];
+        for index in backends {
+            self.backends.remove(&index);
+            steps.push(Step::WriteBackend { index, backend: Backend::default() });
+        }
+        steps
     }
 
     /// Removes a service: first the way to it, then its connections, then its backends and itself.
@@ -412,26 +422,56 @@ impl State {
     /// There is no such service.
     pub fn remove_service(&mut self, address: ServiceAddress) -> Result<Vec<Step>, Invalid> {
         let index = self.service(&address)?;
-        let mut steps = vec![Step::Close { key: address.key() }, Step::Settle];
-        let backends: Vec<u32> = self.backends_of(index).into_iter().map(|(index, _)| index).collect();
-        steps.push(Step::EndFlows { backends: backends.clone() });
-        for index in backends {
-            self.backends.remove(&index);
-            steps.push(Step::WriteBackend { index, backend: Backend::default() });
-        }
+        let mut steps = vec![self.note_edit(index), Step::Close { key: address.key() }];
+        steps.extend(self.take_away_service(index));
+        steps.push(self.write_meta());
+        Ok(steps)
+    }
+
+    /// Takes a service away that packets do not find any more, with its backends.
+    fn take_away_service(&mut self, index: u32) -> Vec<Step> {
+        let backends = self.backends_of(index).into_iter().map(|(index, _)| index).collect();
+        let mut steps = self.take_away_backends(backends);
         self.services.remove(&index);
         steps.push(Step::WriteService { index, service: no_service() });
+        steps
+    }
+
+    /// Completes an edit that was interrupted, or undoes it where packets have not met anything of it: no steps if none
+    /// was. `open` is the place that packets for a service find. May be interrupted, too.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for the service's slots.
+    pub fn repair(&mut self, open: impl Fn(&ServiceKey) -> Option<u32>) -> Result<Vec<Step>, Invalid> {
+        let Some(index) = self.meta.edited.checked_sub(1) else { return Ok(Vec::new()) };
+        // What was written then is not in the record yet.
+        let sequences = self.services.values().map(|service| service.sequence);
+        let sequences = sequences.chain(self.backends.values().map(|backend| backend.sequence));
+        self.meta.next_sequence = sequences.max().unwrap_or(0).max(self.meta.next_sequence);
+
+        let is_open = self.services.get(&index).is_some_and(|service| open(&service.key) == Some(index));
+        let mut steps = if is_open {
+            let leaving =
+                self.backends_of(index).into_iter().filter(|(_, backend)| is(backend, BackendState::Leaving));
+            let leaving = leaving.map(|(index, _)| index).collect();
+            let mut steps = self.deal(index)?;
+            steps.extend(self.take_away_backends(leaving));
+            steps
+        } else {
+            // Its addition had not come to its last step, or its removal had made the first.
+            self.take_away_service(index)
+        };
         steps.push(self.write_meta());
         Ok(steps)
     }
 
     /// Fills a new slot table with the service's backends in their order, and then points the service to it.
     fn deal(&mut self, index: u32) -> Result<Vec<Step>, Invalid> {
-        let up = |backend: &Backend| BackendState::from_number(backend.state) == Some(BackendState::Up);
         let backends: Vec<u32> = self
             .backends_of(index)
             .into_iter()
-            .filter(|(_, backend)| up(backend))
+            .filter(|(_, backend)| is(backend, BackendState::Up))
             .map(|(index, _)| index)
             .collect();
         let table = self.free_slots(backends.len())?;
@@ -475,10 +515,20 @@ impl State {
         self.meta.next_sequence
     }
 
+    fn note_edit(&mut self, service: u32) -> Step {
+        self.meta.edited = service + 1;
+        Step::WriteMeta(self.meta)
+    }
+
     fn write_meta(&mut self) -> Step {
+        self.meta.edited = 0;
         self.meta.generation += 1;
         Step::WriteMeta(self.meta)
     }
+}
+
+fn is(backend: &Backend, state: BackendState) -> bool {
+    BackendState::from_number(backend.state) == Some(state)
 }
 
 /// The SNAT addresses of services that name none of their own.
@@ -559,6 +609,7 @@ mod tests {
         /// Slots that a program may still read: those of tables replaced since the last time that it settled.
         read: Vec<SlotTable>,
         ended: Vec<u32>,
+        meta: Meta,
     }
 
     impl Kernel {
@@ -600,7 +651,8 @@ mod tests {
                 }
                 Step::EndFlows { backends } => self.ended.extend(backends),
                 Step::ResetBackend { index } => self.ended.retain(|ended| ended != index),
-                Step::WriteHop { .. } | Step::ResetTurns { .. } | Step::Settle | Step::WriteMeta(_) => {}
+                Step::WriteMeta(meta) => self.meta = *meta,
+                Step::WriteHop { .. } | Step::ResetTurns { .. } | Step::Settle => {}
             }
         }
 
@@ -682,7 +734,7 @@ mod tests {
                 _ => "other",
             })
             .collect();
-        assert_eq!(order, ["leaving", "slots", "table", "settle", "flows", "free", "meta"]);
+        assert_eq!(order, ["meta", "leaving", "slots", "table", "settle", "flows", "free", "meta"]);
     }
 
     #[test]
@@ -690,7 +742,7 @@ mod tests {
         let (mut state, mut kernel) = (state(), Kernel::default());
         kernel.play(&state.add_service(&new_service(VIP, &["192.168.1.1:80"]), &none()).unwrap());
         let steps = state.remove_service(address(VIP)).unwrap();
-        assert!(matches!(steps[..2], [Step::Close { .. }, Step::Settle]));
+        assert!(matches!(steps[..3], [Step::WriteMeta(_), Step::Close { .. }, Step::Settle]));
         kernel.play(&steps);
         assert!(state.services.is_empty() && state.backends.is_empty());
         assert!(kernel.services.values().all(|service| service.in_use == 0));
@@ -818,6 +870,103 @@ mod tests {
             assert!(error.contains(says), "{error}");
         }
         assert_eq!(state, before);
+    }
+
+    /// What a command finds in the maps.
+    fn found(kernel: &Kernel) -> State {
+        let mut state = State::new(kernel.meta);
+        state.services = kernel.services.iter().map(|(index, service)| (*index, *service)).collect();
+        state.services.retain(|_, service| service.in_use != 0);
+        state.backends = kernel.backends.iter().map(|(index, backend)| (*index, *backend)).collect();
+        state.backends.retain(|_, backend| backend.state != 0);
+        state
+    }
+
+    fn repair(kernel: &Kernel) -> Vec<Step> {
+        found(kernel).repair(|key| kernel.keys.get(key).copied()).unwrap()
+    }
+
+    /// What users see: each service, who is dealt its connections, and its backends with their states.
+    fn seen(kernel: &Kernel) -> Vec<String> {
+        let state = found(kernel);
+        let service = |(index, service): (u32, &Service)| {
+            assert_eq!(kernel.keys.get(&service.key), Some(&index), "a service that no packet finds");
+            let address = ServiceAddress::of(&service.key).unwrap().to_string();
+            let dealt = kernel.deals(&address, service.table.len().into());
+            let backends: Vec<_> = state
+                .backends_of(index)
+                .into_iter()
+                .map(|(_, backend)| format!("{} {}", Endpoint::of(backend).unwrap(), backend.state))
+                .collect();
+            format!("{address} deals {dealt:?} has {backends:?}")
+        };
+        let known: Vec<_> = state.services_in_order().into_iter().map(service).collect();
+        let lost = state.backends.values().find(|backend| !state.services.contains_key(&backend.service));
+        assert_eq!(lost, None, "a backend of no service");
+        let mut sequences: Vec<_> = state.services.values().map(|service| service.sequence).collect();
+        sequences.extend(state.backends.values().map(|backend| backend.sequence));
+        assert!(
+            sequences.iter().all(|sequence| *sequence <= kernel.meta.next_sequence),
+            "a number is given twice"
+        );
+        known
+    }
+
+    fn played(sequences: &[&[Step]]) -> Kernel {
+        let mut kernel = Kernel { meta: state().meta, ..Kernel::default() };
+        sequences.iter().for_each(|steps| kernel.play(steps));
+        kernel
+    }
+
+    #[test]
+    fn an_edit_that_is_killed_at_any_step_is_completed_or_undone_also_if_its_repair_is_killed() {
+        type Make = fn(&mut State) -> Result<Vec<Step>, Invalid>;
+        const OTHER: &str = "10.10.10.2:80/tcp";
+        let edits: [(&str, Make); 6] = [
+            ("add service", |state| {
+                state.add_service(
+                    &new_service("10.10.10.3:80", &["192.168.1.1:80", "192.168.1.9:80"]),
+                    &none(),
+                )
+            }),
+            ("remove service", |state| state.remove_service(address(VIP))),
+            ("add backend", |state| state.add_backend(address(VIP), endpoint("192.168.1.9:80"), &none())),
+            ("remove backend", |state| state.remove_backend(address(VIP), endpoint("192.168.1.1:80"))),
+            ("drain", |state| state.drain_backend(address(VIP), endpoint("192.168.1.1:80"))),
+            ("take back", |state| state.set_weight(address(VIP), endpoint("192.168.1.3:80"), Weight::ONE)),
+        ];
+        let mut first = state();
+        let mut base = Vec::new();
+        let backends = ["192.168.1.1:80", "192.168.1.2:80", "192.168.1.3:80"];
+        for vip in [VIP, OTHER] {
+            base.extend(first.add_service(&new_service(vip, &backends), &none()).unwrap());
+        }
+        base.extend(first.drain_backend(address(VIP), endpoint("192.168.1.3:80")).unwrap());
+        let before = seen(&played(&[&base]));
+        for (name, edit) in edits {
+            let steps = edit(&mut first.clone()).unwrap();
+            let after = seen(&played(&[&base, &steps]));
+            assert_ne!(before, after, "{name}");
+            for killed in 0..=steps.len() {
+                let kernel = played(&[&base, &steps[..killed]]);
+                let repairs = repair(&kernel);
+                assert_eq!(repairs.is_empty(), kernel.meta.edited == 0, "{name} killed after {killed} steps");
+                for again in 0..=repairs.len() {
+                    let mut kernel = played(&[&base, &steps[..killed], &repairs[..again]]);
+                    kernel.play(&repair(&kernel));
+                    let seen = seen(&kernel);
+                    let what = format!("{name} killed after {killed} steps, its repair after {again}");
+                    assert!(seen == before || seen == after, "{what}: {seen:#?}");
+                    assert!(killed < steps.len() || seen == after, "{what}: {seen:#?}");
+                    assert!(repair(&kernel).is_empty(), "{what}");
+                    // Work goes on.
+                    let mut state = found(&kernel);
+                    let added = state.add_backend(address(OTHER), endpoint("192.168.1.8:80"), &none());
+                    kernel.play(&added.unwrap());
+                    assert_eq!(kernel.deals(OTHER, 4).last().unwrap(), "192.168.1.8:80", "{what}");
+                }
+            }
+        }
     }
 
     #[test]

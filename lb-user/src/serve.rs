@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    apply,
     data_path::{Attached, DataPath, mtus_of, publish_hops},
     edit,
     events::Events,
@@ -282,6 +283,7 @@ impl Running {
                     (due, cost) = (Instant::now(), begin.elapsed());
                 }
                 _ = notice.tick() => {
+                    self.repair()?;
                     let present = self.maps.meta()?.generation;
                     if present != generation {
                         generation = present;
@@ -298,6 +300,17 @@ impl Running {
                 _ = review.tick() => news = News::OfAnything,
             }
         }
+    }
+
+    /// Repairs what an edit left that was killed.
+    fn repair(&mut self) -> anyhow::Result<()> {
+        if self.maps.meta()?.edited != 0
+            && let Some(_lock) = lock::try_edit(&self.dir)?
+            && apply::repair(&mut self.maps)?
+        {
+            log::info!("an edit that was killed has been repaired");
+        }
+        Ok(())
     }
 
     /// A question to the kernel that goes wrong is asked again soon; the balancer goes on meanwhile.

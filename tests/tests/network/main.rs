@@ -6,6 +6,7 @@ mod changes;
 mod checksums;
 mod contract;
 mod crowds;
+mod edits;
 mod lifecycle;
 mod next_hops;
 mod path;

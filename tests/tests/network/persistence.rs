@@ -32,7 +32,7 @@ const PORT: u16 = 7;
 const MAX_FLOWS: &str = "50000";
 
 /// How often balancers are killed and replaced: `LB_RESTARTS=1000` takes a quarter of an hour.
-fn restarts() -> usize {
+pub(crate) fn restarts() -> usize {
     env::var("LB_RESTARTS").ok().and_then(|number| number.parse().ok()).unwrap_or(24)
 }
 
@@ -188,15 +188,28 @@ fn visit(topology: &Topology, over: &AtomicBool) -> Result<usize> {
     Ok(connections)
 }
 
-/// Times that look random, the same in each run.
-struct Dice(u64);
+/// Times and numbers that look random, the same in each run.
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Up to so much.
-    fn up_to(&mut self, most: Duration) -> Duration {
-        // Knuth, The Art of Computer Programming, volume 2, section 3.3.4: MMIX.
+    pub(crate) const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn throw(&mut self) -> u32 {
+        // Knuth, The Art of Computer Programming, volume 2, section 3.3.4: MMIX. The upper half is the better one.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        most.mul_f64(f64::from(u32::try_from(self.0 >> 32).unwrap_or_default()) / f64::from(u32::MAX))
+        u32::try_from(self.0 >> 32).unwrap_or_default()
+    }
+
+    /// A time up to so much.
+    pub(crate) fn up_to(&mut self, most: Duration) -> Duration {
+        most.mul_f64(f64::from(self.throw()) / f64::from(u32::MAX))
+    }
+
+    /// A number below this one.
+    pub(crate) fn below(&mut self, number: usize) -> usize {
+        usize::try_from(self.throw()).unwrap_or_default() % number
     }
 }
 
@@ -243,7 +256,7 @@ fn killed_at_any_moment_and_started_again_it_loses_nothing() -> Result<()> {
     let (pid, first_programs) = (first.process().id(), programs(&topology)?);
     // Until it is ready, and a while longer.
     let most = begin.elapsed() * 3 / 2;
-    let mut dice = Dice(1);
+    let mut dice = Dice::new(1);
     let last = unnoticed(&topology, || {
         first.process().stop(Signal::SIGKILL)?;
         for _ in 0..restarts() {

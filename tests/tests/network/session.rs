@@ -1,8 +1,9 @@
 //! Short sessions, from loading to detaching. `cargo xtask vm-test` runs this module on other kernels, in emulated
 //! machines that have `ip`, `ethtool` and `nsenter` but neither nginx nor curl: keep to what [`crate::support`] has.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lb_tests::topology::Topology;
+use nix::sys::signal::Signal;
 
 use crate::lifecycle::{assert_no_trace, programs};
 use crate::support::{
@@ -47,6 +48,37 @@ fn session(topology: &Topology, mode: &str) -> Result<()> {
     topology.lb(&["detach"])?;
     balancer.stop()?;
     assert_no_trace(topology, pid, &programs)
+}
+
+#[test]
+fn a_session_goes_on_when_its_daemon_is_killed_and_another_one_adopts_it() -> Result<()> {
+    let topology = Topology::two_arm(SERVERS)?;
+    topology.attach_to_peers(&pass_object(&topology)?)?;
+    let _servers = Greeter::on_all(&topology, PORT, Manners::Echo)?;
+    let mut args = both_families(&topology, PORT, "tcp");
+    args.extend(["--persist", "--max-flows", MAX_FLOWS].map(str::to_owned));
+    let mut first = start(&topology, &args)?;
+    let old = programs(&topology)?;
+    let mut visits = Vec::new();
+    // A whole round, so that the next ones begin at the first server: the turns outlive the daemon too.
+    for family in Family::ALL {
+        for _ in 0..SERVERS {
+            visits.push(Visit::begin(&topology.client, family.service(PORT))?);
+        }
+    }
+    first.process().stop(Signal::SIGKILL)?;
+    let mut talk = |text| visits.iter_mut().try_for_each(|visit| visit.say(text));
+    talk("without a daemon")?;
+    let mut next = start(&topology, &args)?;
+    let (pid, new) = (next.process().id(), programs(&topology)?);
+    ensure!(old != new, "the program was not replaced");
+    talk("with the next one")?;
+    for family in Family::ALL {
+        goes_round_over_tcp(&topology, family)?;
+    }
+    next.stop()?;
+    topology.lb(&["detach"])?;
+    assert_no_trace(&topology, pid, &[old, new].concat())
 }
 
 /// The servers in the order in which two rounds visit them.
