@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::Hop;
 
-use crate::{flows, maps::Maps, plan::Step};
+use crate::{flows, maps::Maps, plan::Step, reset::Ending};
 
 /// Far longer than one run of the XDP program takes, even on a CPU that is interrupted meanwhile.
 const IN_FLIGHT: Duration = Duration::from_millis(10);
@@ -56,8 +56,10 @@ fn carry_out(maps: &mut Maps, step: &Step) -> anyhow::Result<()> {
             Ok(())
         }
         Step::EndFlows { backends } => {
-            flows::end(maps, &HashSet::from_iter(backends.iter().copied()));
-            Ok(())
+            let backends = HashSet::from_iter(backends.iter().copied());
+            let ending = Ending::of(maps, &backends)?;
+            flows::end(maps, &backends);
+            ending.provoke()
         }
         Step::WriteMeta(meta) => maps.set_meta(*meta),
     }

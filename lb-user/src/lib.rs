@@ -33,6 +33,7 @@ mod netlink;
 mod pins;
 pub mod plan;
 pub mod program;
+mod reset;
 mod serve;
 mod stats;
 mod status;

@@ -407,7 +407,10 @@ impl State {
 
     /// Ends the connections of backends that no slot leads to any more, and frees their places.
     fn take_away_backends(&mut self, backends: Vec<u32>) -> Vec<Step> {
-        let mut steps = vec![Step::Settle, Step::EndFlows { backends: backends.clone() }];
+        let mut steps = vec![Step::Settle];
+        if !backends.is_empty() {
+            steps.push(Step::EndFlows { backends: backends.clone() });
+        }
         for index in backends {
             self.backends.remove(&index);
             steps.push(Step::WriteBackend { index, backend: Backend::default() });

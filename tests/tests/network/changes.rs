@@ -1,15 +1,16 @@
 //! Backends come and go while the service is in use.
 
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::topology::Topology;
 
 use crate::support::{
-    Family, Greeter, Manners, Sockets as _, UdpEcho, Visit, ask, at_once, both_families, eventually,
-    is_reset, json, service, start, unspecified,
+    Family, Greeter, Manners, PATIENCE, Sockets as _, UdpEcho, Visit, ask, at_once, both_families,
+    eventually, is_reset, json, pass_object, service, start, unspecified,
 };
 
 /// Threads that make one short connection after another.
@@ -231,7 +232,37 @@ fn a_service_without_servers_begins_to_work_with_the_first() -> Result<()> {
         // Without a service, the port is the host's, and there nobody listens.
         let refused = Visit::begin(&topology.client, service).err().context("the service goes on")?;
         let reason = refused.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        assert_eq!(reason, Some(std::io::ErrorKind::ConnectionRefused), "{refused:#}");
+        assert_eq!(reason, Some(ErrorKind::ConnectionRefused), "{refused:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn both_peers_of_a_removed_servers_connection_are_reset_at_once_though_they_only_listen() -> Result<()> {
+    for topology in [Topology::two_arm(1)?, Topology::one_arm(1)?] {
+        topology.attach_to_peers(&pass_object(&topology)?)?;
+        let _balancer = start(&topology, &both_families(&topology, 80, "tcp"))?;
+        for family in Family::ALL {
+            let (to, backend) = (family.service(80), family.at(&topology.servers[0], 80));
+            let listener = topology.servers[0].namespace.listen(backend)?;
+            let mut peers = Vec::new();
+            for _ in 0..3 {
+                let client = topology.client.connect(to)?;
+                let (server, _) = listener.accept()?;
+                server.set_read_timeout(Some(PATIENCE))?;
+                peers.extend([client, server]);
+            }
+            // What has been said before makes no difference to which numbers are expected.
+            peers[0].write_all(b"hello")?;
+            peers[1].read_exact(&mut [0; 5])?;
+            let begin = Instant::now();
+            topology.lb(&["backend", "rm", &to.to_string(), &backend.to_string()])?;
+            for peer in &mut peers {
+                let error = peer.read(&mut [0; 8]).err().context("no reset")?;
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{family:?}");
+            }
+            ensure!(begin.elapsed() < PATIENCE / 3, "{family:?}: only after {:?}", begin.elapsed());
+        }
     }
     Ok(())
 }
