@@ -89,11 +89,12 @@ impl Balancer {
     /// Interfaces, routes and neighbours are to be those that `lb run` sees, from wherever the command is given.
     fn join_daemon(&self) -> anyhow::Result<()> {
         match self.keeper {
-            Keeper::Daemon => match self.maps.meta()?.pid {
-                // It is just beginning.
-                0 => {}
-                pid => return host::enter_network_of(pid),
-            },
+            Keeper::Daemon => {
+                // None if it has just ended.
+                if let Some(pid) = lock::daemon_process(&self.dir) {
+                    return host::enter_network_of(pid);
+                }
+            }
             Keeper::Links(_) => {}
             Keeper::Nothing => log::warn!(
                 "lb run was killed and its program is attached nowhere: start it again with `lb run`, or clean up with \

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     balancer::{Balancer, Keeper},
-    flows, links,
+    flows, links, lock,
     model::{Endpoint, Scheduler, ServiceAddress},
     neighbour::mac_text,
     plan::State,
@@ -74,9 +74,12 @@ impl Status {
         let maps = &balancer.maps;
         let state = maps.state()?;
         let kept = |(index, _): &&(u32, Interface)| balancer.keeper.keeps(*index);
-        let lives = matches!(balancer.keeper, Keeper::Daemon);
+        let pid = match balancer.keeper {
+            Keeper::Daemon => lock::daemon_process(&balancer.dir),
+            Keeper::Links(_) | Keeper::Nothing => None,
+        };
         Ok(Self {
-            pid: lives.then_some(state.meta.pid),
+            pid,
             persists: links::directory(&balancer.dir).exists(),
             interfaces: maps
                 .interfaces()?
