@@ -32,10 +32,8 @@ pub fn answer<F: Icmp, M: Tables>(
     if !to_one_host || !F::is_one_host(&src) || tables.take_answer(tables.now()) >= BUDGET {
         return None;
     }
-    // Whole words, so that the sum needs no case for the rest; more than the eight bytes of the transport stay (RFC 792),
-    // for headers are of whole words.
     let length = packet.transport + packet.payload - arrival.network;
-    let quoted = length.min(F::QUOTE) & !(WORD - 1);
+    let quoted = length.min(F::QUOTE);
 
     let back = arrival.back(frame);
     // Between the Ethernet header and the packet.
@@ -64,7 +62,7 @@ fn write_link(frame: &mut impl Frame, back: &Hop, ether_type: u16) -> Option<()>
     rewrite::link(frame, back)
 }
 
-/// The sum of the words from `offset` to the frame's end, of `words` at the most.
+/// The sum of what is between `offset` and the frame's end, of `words` and one less at the most.
 #[inline(always)]
 fn sum_to_end(frame: &impl Frame, offset: usize, words: usize) -> Sum {
     /// So many words at a time: the verifier follows every comparison with the frame's end.
@@ -83,5 +81,13 @@ fn sum_to_end(frame: &impl Frame, offset: usize, words: usize) -> Sum {
         sum = sum.plus(Sum::of_double_word(word.load()));
         at += WORD;
     }
-    sum
+    if let Some(half) = frame.at::<[u8; 2]>(at) {
+        sum = sum.plus(Sum::of_word(half.load()));
+        at += 2;
+    }
+    match frame.at::<[u8; 1]>(at) {
+        // As if a zero followed (RFC 1071 section 4.1).
+        Some([last]) => sum.plus(Sum::of_word(u16::from_ne_bytes([*last, 0]))),
+        None => sum,
+    }
 }

@@ -35,7 +35,7 @@ pub trait Icmp: Network {
     const TOO_BIG: [u8; 2];
     /// Bytes of a network header without options.
     const HEADER: usize;
-    /// Bytes that an error quotes at the most; a multiple of four.
+    /// Bytes that an error quotes at the most.
     const QUOTE: usize;
 
     /// Length of the packet whose header is at `offset`.
@@ -64,8 +64,8 @@ pub trait Icmp: Network {
     /// What a change of the packet's addresses is to the checksum of the message in it.
     fn pseudo_header(delta: Delta) -> Delta;
 
-    /// Writes the header of a packet that carries an ICMP message of `length` bytes; returns the sum of what its checksum
-    /// covers beside it.
+    /// Writes the header of a packet that carries an ICMP error of `length` bytes, in front of that and what it quotes;
+    /// returns the sum of what its checksum covers beside it.
     fn write(
         frame: &mut impl Frame,
         offset: usize,
@@ -159,24 +159,25 @@ impl Icmp for V4 {
     ) -> Option<Sum> {
         /// RFC 791 section 3.1: version and header length in words.
         const VERSION: u8 = 0x45;
-        /// 'Internetwork control' (RFC 1812 section 4.3.2.5).
+        /// RFC 1812 section 4.3.2.5: 'internetwork control', and the type of service of the quoted packet.
         const PRECEDENCE: u8 = 0xc0;
-        /// What is never fragmented needs no identification (RFC 6864 section 4.1).
-        const DONT_FRAGMENT: u16 = 0x4000;
+        const TYPE_OF_SERVICE: u8 = 0x1e;
 
+        let quoted: &Ipv4Hdr = frame.at(offset + Self::HEADER + HEADER)?;
+        let tos = PRECEDENCE | quoted.tos & TYPE_OF_SERVICE;
         let header: &mut Ipv4Hdr = frame.at_mut(offset)?;
         header.vihl = VERSION;
-        header.tos = PRECEDENCE;
+        header.tos = tos;
         header.tot_len.store(u16::try_from(Self::HEADER + length).ok()?.to_be());
+        // It may be fragmented, but is so small that nobody does.
         header.id.store(0);
-        header.frags.store(DONT_FRAGMENT.to_be());
+        header.frags.store(0);
         header.ttl = HOPS;
         header.proto = Self::ICMP;
         header.src_addr.store(src.0);
         header.dst_addr.store(dst.0);
-        let sum = Sum::of_word(u16::from_ne_bytes([VERSION, PRECEDENCE]))
+        let sum = Sum::of_word(u16::from_ne_bytes([VERSION, tos]))
             .plus(Sum::of_word(header.tot_len.load()))
-            .plus(Sum::of_word(DONT_FRAGMENT.to_be()))
             .plus(Sum::of_word(u16::from_ne_bytes([HOPS, Self::ICMP])))
             .plus(Self::sum(src))
             .plus(Self::sum(dst));

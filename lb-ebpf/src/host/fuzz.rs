@@ -261,6 +261,7 @@ impl Fuzzer {
             dst: src,
             hops: random.choose(&[64, 2, 1]),
             traffic_class: 0,
+            may_fragment: false,
             kind: random.choose(kinds),
             word: [0, 0, 5, 0],
             quote: quote[..end.min(quote.len()).min(QUOTE)].to_owned(),

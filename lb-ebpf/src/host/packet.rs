@@ -148,8 +148,6 @@ impl Packet {
     }
 
     fn ip_header(&self) -> IpHeaders {
-        // Everything that has to stay as it is has a value that shows.
-        const TRAFFIC_CLASS: u8 = 0xb9;
         let mut headers = ip_header((self.src.ip(), self.dst.ip()), self.hops, TRAFFIC_CLASS);
         match &mut headers {
             IpHeaders::Ipv4(header, _) => {
@@ -177,6 +175,9 @@ impl Packet {
         header
     }
 }
+
+/// Of packets of TCP and UDP. Everything that has to stay as it is has a value that shows.
+pub const TRAFFIC_CLASS: u8 = 0xb9;
 
 /// The header of a packet between those two that is not to be fragmented.
 fn ip_header(addresses: (IpAddr, IpAddr), hops: u8, traffic_class: u8) -> IpHeaders {
@@ -220,6 +221,8 @@ pub struct IcmpError {
     pub hops: u8,
     /// Traffic class or type of service.
     pub traffic_class: u8,
+    /// Whether a router may fragment it, over IPv4.
+    pub may_fragment: bool,
     /// Type and code.
     pub kind: (u8, u8),
     /// What stands between checksum and quotation: an MTU, say.
@@ -236,7 +239,10 @@ impl IcmpError {
     /// If the families are mixed, or the quotation too long.
     pub fn frame(&self) -> Vec<u8> {
         let (kind, code) = self.kind;
-        let header = ip_header((self.src, self.dst), self.hops, self.traffic_class);
+        let mut header = ip_header((self.src, self.dst), self.hops, self.traffic_class);
+        if let IpHeaders::Ipv4(header, _) = &mut header {
+            header.dont_fragment = !self.may_fragment;
+        }
         let ip = PacketBuilder::ethernet2(self.from, self.to).ip(header);
         let mut frame = Vec::new();
         if self.src.is_ipv4() {

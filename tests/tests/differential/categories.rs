@@ -35,13 +35,11 @@ fn ipv6_extension_headers_come_out_as_from_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn icmpv4_errors_come_out_as_from_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V4], errors: 40, ..Mixture::PLAIN }, Setting::default())
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn icmpv6_errors_come_out_as_from_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V6], errors: 40, ..Mixture::PLAIN }, Setting::default())
 }
@@ -63,13 +61,11 @@ fn ipv6_fragments_come_out_as_from_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn an_ipv4_ttl_that_ends_here_is_answered_as_by_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V4], expiring: 20, ..Mixture::PLAIN }, Setting::default())
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn an_ipv6_hop_limit_that_ends_here_is_answered_as_by_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V6], expiring: 20, ..Mixture::PLAIN }, Setting::default())
 }
@@ -81,13 +77,11 @@ const NARROW: Setting = Setting { other: Balancing::Lb, server_mtu: 1_300 };
 const LARGE: Mixture = Mixture { dont_fragment: 100, most_from_server: 1_160, ..Mixture::PLAIN };
 
 #[test]
-#[ignore = "not translated yet"]
 fn an_ipv4_packet_that_is_too_big_is_answered_as_by_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V4], ..LARGE }, NARROW)
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn an_ipv6_packet_that_is_too_big_is_answered_as_by_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V6], ..LARGE }, NARROW)
 }

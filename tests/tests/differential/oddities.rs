@@ -320,3 +320,24 @@ fn a_connection_whose_first_packet_dies_here_takes_no_turn_but_in_the_kernel() -
     }
     Ok(())
 }
+
+#[test]
+fn an_end_that_dies_here_ends_nothing_but_in_the_kernel() -> Result<()> {
+    let mut pair = Pair::new(Setting::default())?;
+    let dying = client(bare(RST | ACK)).carried(Carriage { hops: 1, ..Carriage::default() });
+    let case = Case::tcp("", opened(&[dying, client(bare(SYN))]));
+    for family in Family::ALL {
+        let played = pair.play_through(&case.script(family, FIRST_PORT))?;
+        let [first, .., last] = &played[..] else { bail!("too little was played") };
+        let server = |emitted: &Emitted| outcome(Side::Client, emitted);
+        ensure!(
+            server(&first.kernel.emitted)? != server(&last.kernel.emitted)?,
+            "the kernel has gone on with the connection, {family:?}"
+        );
+        ensure!(
+            server(&first.other.emitted)? == server(&last.other.emitted)?,
+            "lb has begun a new connection, {family:?}"
+        );
+    }
+    Ok(())
+}

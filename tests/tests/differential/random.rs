@@ -156,7 +156,7 @@ fn next(random: &mut Random, course: &mut Course, mixture: &Mixture) -> Event {
         expire(random, &mut carriage, mixture);
         return error.carried(carriage);
     }
-    let first = course.phase == Phase::New;
+    let before = course.phase;
     let (from, sends) = match course.protocol {
         Protocol::Tcp => tcp(random, course),
         Protocol::Udp => udp(random, course, mixture),
@@ -177,8 +177,9 @@ fn next(random: &mut Random, course: &mut Course, mixture: &Mixture) -> Event {
             carriage.extensions.clear();
         }
     }
-    // A first packet that goes no further takes a turn in the kernel, and none in lb.
-    if !first {
+    // A first packet that goes no further takes a turn in the kernel, and none in lb; one that ends a connection ends it in
+    // the kernel.
+    if (before, course.phase) == (Phase::Open, Phase::Open) {
         expire(random, &mut carriage, mixture);
     }
     Event { session: course.session, from, sends, carriage }

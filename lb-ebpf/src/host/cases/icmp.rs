@@ -9,7 +9,7 @@ use super::{
     CLIENT_PORT, CLIENTS, Case, Connection, ELSEWHERE, FIRST, Ip, Kind, SERVERS, client_mac, each, hop,
     one_arm, own_mac, set, with, with_zero_sum,
 };
-use crate::host::packet::{Control, ETHERNET, IcmpError, Packet};
+use crate::host::packet::{Control, ETHERNET, IcmpError, Packet, TRAFFIC_CLASS};
 
 /// Type and code.
 type Error = (u8, u8);
@@ -55,6 +55,7 @@ impl Connection {
             dst: self.snat.ip(),
             hops: 61,
             traffic_class: 0xc0,
+            may_fragment: false,
             kind,
             word: [0, 0, 5, 0],
             quote,
@@ -83,6 +84,7 @@ impl Connection {
             dst: self.vip.ip(),
             hops: 61,
             traffic_class: 0xc0,
+            may_fragment: false,
             kind,
             word: [0, 0, 5, 0],
             quote,
@@ -166,12 +168,13 @@ impl Case {
     /// Expects the packet to be answered by whom it was sent to, who is here.
     #[track_caller]
     fn answers(&mut self, reason: Reason, ingress: u32, packet: &Packet, kind: Error, word: [u8; 4]) {
-        // RFC 1812 section 4.3.2: 576 bytes in all, internetwork control; RFC 4443 section 2.4: the minimum MTU.
-        let (most, traffic_class) = if packet.src.is_ipv4() { (576 - 28, 0xc0) } else { (1280 - 48, 0) };
+        // RFC 1812 section 4.3.2: 576 bytes in all, internetwork control, and the type of service of the packet (RFC 1349
+        // section 3: four bits); RFC 4443 section 2.4: the minimum MTU.
+        let (most, traffic_class) =
+            if packet.src.is_ipv4() { (576 - 28, 0xc0 | TRAFFIC_CLASS & 0x1e) } else { (1280 - 48, 0) };
         let frame = packet.frame();
         let whole = &frame[ETHERNET..frame.len() - packet.trailer.len()];
-        // In whole words.
-        let length = whole.len().min(most) / 4 * 4;
+        let length = whole.len().min(most);
         let answer = IcmpError {
             from: packet.to,
             to: packet.from,
@@ -179,6 +182,7 @@ impl Case {
             dst: packet.src.ip(),
             hops: 64,
             traffic_class,
+            may_fragment: true,
             kind,
             word,
             quote: whole[..length].to_vec(),
