@@ -78,6 +78,8 @@ reasons! {
     TooBigUnanswered, Drop, "too-big-unanswered",
         "larger than the MTU of its way out; dropped, for no answer is allowed or there were too many";
     IcmpOfNoConnection, Pass, "icmp-no-connection", "an ICMP error about no connection of ours; left to the kernel";
+    Martian, Drop, "martian",
+        "for a service, but from its own or a SNAT address or from that of no host (RFC 1812 section 5.3.7); dropped";
 }
 
 /// Room for counters of reasons; more than there are, so that a new one does not change the layout.

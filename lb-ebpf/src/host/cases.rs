@@ -462,6 +462,8 @@ macro_rules! every_case {
             tcp_of_no_connection_passes,
             what_is_not_for_a_service_passes,
             a_packet_of_no_flow_from_a_backend_passes,
+            from_an_address_that_no_client_has_nothing_begins,
+            a_backend_may_be_a_client_of_its_own_service,
             the_last_hop_ends_here,
             ipv4_options_are_kept,
             tcp_options_are_kept,
@@ -787,6 +789,53 @@ rules! {
         ] {
             case.refuses(Reason::NoService, SERVERS, stranger.frame());
         }
+    }
+
+    /// RFC 1812 section 5.3.7, RFC 6890, RFC 4291 section 2: those of no one host, and our own. Nor does it take a turn.
+    from_an_address_that_no_client_has_nothing_begins(Kind::ALL, 2, kind, case) {
+        let pool = kind.server(254);
+        case.edit(move |tables| {
+            tables.edit_service(0, |service| {
+                // The service's own address is not one of its SNAT addresses here.
+                (service.snat[0], _) = Addr::new(pool);
+                (service.snat[1], _) = Addr::new(kind.server(253));
+                service.snat_len = 2;
+            });
+        });
+        let connection = Connection { snat: SocketAddr::new(pool, FIRST), ..kind.connection(CLIENT_PORT, 1, FIRST) };
+        let of_nobody: &[&str] = match kind.ip {
+            Ip::V4 => &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255"],
+            Ip::V6 => &["::", "::1", "ff02::1", "ff0e::1234"],
+        };
+        let own = [kind.vip(), pool, kind.server(253)];
+        let request = connection.request(Control::SYN);
+        for source in of_nobody.iter().map(|source| source.parse().expect("an address")).chain(own) {
+            for port in [PORT, CLIENT_PORT] {
+                let src = SocketAddr::new(source, port);
+                case.refuses(Reason::Martian, CLIENTS, Packet { src, ..request.clone() }.frame());
+                // Not even an error is sent there.
+                case.refuses(Reason::Martian, CLIENTS, Packet { src, hops: 1, ..request.clone() }.frame());
+            }
+            // To another port it is no concern of ours.
+            let (src, dst) = (SocketAddr::new(source, CLIENT_PORT), SocketAddr::new(kind.vip(), PORT + 1));
+            case.refuses(Reason::NoService, CLIENTS, Packet { src, dst, ..request.clone() }.frame());
+        }
+        case.has_entries(0);
+        case.opens(&connection);
+    }
+
+    /// Also of itself: it is its own turn at times.
+    a_backend_may_be_a_client_of_its_own_service(Kind::ALL, 2, kind, case) {
+        for (client_port, server) in [(CLIENT_PORT, 1), (CLIENT_PORT + 1, 2), (BACKEND_PORT, 1)] {
+            let snat_port = if client_port == BACKEND_PORT { FIRST + 1 } else { FIRST };
+            let connection = kind.connection(client_port, server, snat_port);
+            case.opens(&Connection {
+                client: Side { interface: SERVERS, mac: server_mac(1) },
+                client_addr: SocketAddr::new(kind.server(1), client_port),
+                ..connection
+            });
+        }
+        case.has_entries(6);
     }
 
     /// RFC 1812 section 5.3.1, RFC 8200 section 3: of what we forward; what is not ours may be for this host.

@@ -75,6 +75,20 @@ impl Random {
         &from[self.below(from.len())]
     }
 
+    /// Any address of that family that one host can have.
+    pub fn host(&mut self, ip: Ip) -> IpAddr {
+        loop {
+            let address = self.address(ip);
+            let of_one = match address {
+                IpAddr::V4(v4) => !matches!(v4.octets()[0], 0 | 127 | 224..),
+                IpAddr::V6(v6) => !v6.is_multicast(),
+            };
+            if of_one {
+                return address;
+            }
+        }
+    }
+
     /// Any address of that family.
     pub fn address(&mut self, ip: Ip) -> IpAddr {
         match ip {

@@ -22,7 +22,7 @@ fn checksums_are_right_after_as_often_as_before() {
         let tables = tables(kind, 1);
         tables.edit_service(0, |service| service.first_port = random.port());
         let mut connection = kind.connection(random.port(), 1, 0);
-        connection.client_addr = SocketAddr::new(random.address(kind.ip), random.port());
+        connection.client_addr = SocketAddr::new(random.host(kind.ip), random.port());
         let ip_options = if kind.ip == Ip::V4 { random.below(11) * 4 } else { 0 };
         let request = Packet {
             hops: 2 + random.byte() % 254,
@@ -76,7 +76,7 @@ fn checksums_in_errors_are_right_after_as_often_as_before() {
         let kind = random.choose(&Kind::ALL);
         let tables = tables(kind, 1);
         let mut connection = kind.connection(random.port(), 1, 1024);
-        connection.client_addr = SocketAddr::new(random.address(kind.ip), random.port());
+        connection.client_addr = SocketAddr::new(random.host(kind.ip), random.port());
         let payload_length = random.below(200);
         let request = Packet {
             ip_options: std::vec![1; if kind.ip == Ip::V4 { random.below(11) * 4 } else { 0 }],

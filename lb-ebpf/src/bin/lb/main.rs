@@ -65,7 +65,8 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         | Reason::TtlExpiredUnanswered
         | Reason::TooBig
         | Reason::TooBigUnanswered
-        | Reason::Fragment => {
+        | Reason::Fragment
+        | Reason::Martian => {
             odd(XdpContext::new(context.ctx), reason, ingress);
         }
         Reason::Forwarded

@@ -458,20 +458,12 @@ rules! {
         case.says_time_exceeded(SERVERS, &Packet { hops: 1, ..connection.reply(Control::ACK) });
     }
 
-    /// RFC 1122 section 3.2.2, RFC 4443 section 2.4(e): to many hosts, or from none.
+    /// RFC 1122 section 3.2.2, RFC 4443 section 2.4(e): to many hosts. What is from none does not come so far.
     what_must_not_be_answered_is_dropped(Kind::ALL, 1, kind, case) {
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
         let request = Packet { hops: 1, ..connection.request(Control::SYN) };
         for to in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
             case.refuses(Reason::TtlExpiredUnanswered, CLIENTS, Packet { to, ..request.clone() }.frame());
-        }
-        let sources: &[&str] = match kind.ip {
-            Ip::V4 => &["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "240.0.0.1", "255.255.255.255"],
-            Ip::V6 => &["::", "::1", "ff02::1", "ff0e::1234"],
-        };
-        for source in sources {
-            let src = SocketAddr::new(source.parse().expect("an address"), CLIENT_PORT);
-            case.refuses(Reason::TtlExpiredUnanswered, CLIENTS, Packet { src, ..request.clone() }.frame());
         }
         for source in match kind.ip {
             Ip::V4 => ["1.0.0.1", "126.0.0.1", "128.0.0.1", "223.255.255.254"],
