@@ -17,10 +17,20 @@ pub type End<'a> = (&'a Namespace, &'a str);
 /// # Errors
 ///
 /// If the kernel refuses.
-pub fn veth((a, a_device): End<'_>, (b, b_device): End<'_>) -> Result<()> {
+pub fn veth(a: End<'_>, b: End<'_>) -> Result<()> {
+    veth_with_queues(a, b, 1)
+}
+
+/// The same with so many queues in each direction: each is worked on by one core at a time.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn veth_with_queues((a, a_device): End<'_>, (b, b_device): End<'_>, queues: usize) -> Result<()> {
     let (a_name, b_name) = (a.name(), b.name());
+    let queues = format!("numtxqueues {queues} numrxqueues {queues}");
     // From inside of one namespace, the other is known by its name.
-    a.ip(&format!("link add {a_device} type veth peer name {b_device} netns {b_name}"))?;
+    a.ip(&format!("link add {a_device} {queues} type veth peer name {b_device} {queues} netns {b_name}"))?;
     for (namespace, device) in [(a, a_device), (b, b_device)] {
         namespace.ip(&format!("link set dev {device} up"))?;
     }

@@ -41,15 +41,15 @@ http {
 }
 ";
 
-/// Where `cargo xtask setup` unpacks nginx.
-pub fn unpacked_nginx() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("tools/nginx")
+/// Where `cargo xtask setup` unpacks a server: nginx, or HAProxy for benchmarks.
+pub fn unpacked(program: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("tools").join(program)
 }
 
-/// The program nginx: the host's, or the unpacked one.
-pub fn find_nginx() -> Option<PathBuf> {
-    let unpacked = unpacked_nginx().join("usr/sbin/nginx");
-    process::find("nginx").or_else(|| unpacked.is_file().then_some(unpacked))
+/// A server's program: the host's, or the unpacked one.
+pub fn find_server(program: &str) -> Option<PathBuf> {
+    let unpacked = unpacked(program).join("usr/sbin").join(program);
+    process::find(program).or_else(|| unpacked.is_file().then_some(unpacked))
 }
 
 /// A running nginx. Dropping it stops it.
@@ -68,7 +68,7 @@ impl Web {
     ///
     /// If there is no nginx, or it does not start.
     pub fn start(namespace: &Namespace, directory: &Path, page: &str) -> Result<Self> {
-        let nginx = find_nginx().context("there is no nginx here: type `cargo xtask setup`")?;
+        let nginx = find_server("nginx").context("there is no nginx here: type `cargo xtask setup`")?;
         fs::create_dir_all(directory.join("html"))?;
         fs::write(directory.join("html/index.html"), page)?;
         fs::write(directory.join("nginx.conf"), CONFIGURATION)?;

@@ -57,7 +57,7 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
-    /// Measure how fast the balancer forwards, against forwarding alone (for instance `-- --rounds 3 --flows 100`)
+    /// Measure how fast the balancer is, against what does less and what does the same (for instance `-- --quick`)
     Bench {
         /// Arguments for the benchmark
         #[arg(last = true)]

@@ -25,10 +25,12 @@ pub(crate) enum Purpose {
     Lint,
     /// Testing on other kernels: an emulator and the kernels, unpacked below `target/`.
     Vm,
+    /// Measuring, also what others do.
+    Bench,
 }
 
 impl Purpose {
-    /// All but what only testing on other kernels needs, which is large.
+    /// All but what only testing on other kernels needs, which is large, and what only benchmarks do.
     pub(crate) const USUAL: &[Self] = &[Self::Build, Self::Demo, Self::Test, Self::Lint];
 }
 
@@ -47,22 +49,40 @@ const fn tool(program: &'static str, package: &'static str, needed_for: &'static
 
 const TOOLS: &[Tool] = &[
     tool("cc", "gcc", &[Purpose::Build]),
-    tool("ip", "iproute2", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
-    tool("nsenter", "util-linux", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
-    tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test, Purpose::Vm]),
-    tool("curl", "curl", &[Purpose::Demo, Purpose::Test]),
+    tool("ip", "iproute2", &[Purpose::Demo, Purpose::Test, Purpose::Vm, Purpose::Bench]),
+    tool("nsenter", "util-linux", &[Purpose::Demo, Purpose::Test, Purpose::Vm, Purpose::Bench]),
+    tool("ethtool", "ethtool", &[Purpose::Demo, Purpose::Test, Purpose::Vm, Purpose::Bench]),
+    tool("curl", "curl", &[Purpose::Demo, Purpose::Test, Purpose::Bench]),
     tool("tcpdump", "tcpdump", &[Purpose::Test]),
-    tool("iptables", "iptables", &[Purpose::Test]),
+    tool("iptables", "iptables", &[Purpose::Test, Purpose::Bench]),
     tool("ip6tables", "iptables", &[Purpose::Test]),
+    tool("nft", "nftables", &[Purpose::Bench]),
+    tool("renice", "bsdutils", &[Purpose::Bench]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
     tool("traceroute", "traceroute", &[Purpose::Test]),
-    tool("wrk", "wrk", &[Purpose::Test]),
+    tool("wrk", "wrk", &[Purpose::Test, Purpose::Bench]),
     tool("setpriv", "util-linux", &[Purpose::Test, Purpose::Vm]),
     tool("xz", "xz-utils", &[Purpose::Vm]),
 ];
 
-/// nginx is not in the table: its package is unpacked, see `apply::unpack_nginx`.
-const NGINX_NEEDED_FOR: &[Purpose] = &[Purpose::Demo, Purpose::Test];
+/// A server. Its package would start it on this host and enable it at boot, which nobody asked for, so that it is not in
+/// the table of tools: it is only unpacked, into the project, and the libraries that it needs are installed like others.
+#[derive(Debug, PartialEq, Eq)]
+struct Server {
+    program: &'static str,
+    /// The Debian packages that may have it: in some releases the first is empty and depends on one of the others.
+    packages: &'static [&'static str],
+    needed_for: &'static [Purpose],
+}
+
+const SERVERS: [Server; 2] = [
+    Server {
+        program: "nginx",
+        packages: &["nginx", "nginx-core", "nginx-light"],
+        needed_for: &[Purpose::Demo, Purpose::Test, Purpose::Bench],
+    },
+    Server { program: "haproxy", packages: &["haproxy"], needed_for: &[Purpose::Bench] },
+];
 
 /// Each round of looking and acting brings the machine nearer: package lists, then packages, then what is built with
 /// them. More rounds than that mean that a step succeeds without effect.

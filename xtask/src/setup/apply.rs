@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use lb_tests::web::{find_server, unpacked};
 
+use super::Server;
 use super::plan::{BPF_LINKER_VERSION, Step};
 use crate::vm_test::{Kernel, machine};
 use crate::{command, progress, root, workspace};
@@ -26,7 +28,7 @@ pub(super) fn apply(step: &Step) -> Result<()> {
             progress::step(&what, Command::new("rustup").args(["component", "add"]).args(components))
         }
         Step::BuildLinker { llvm } => build_linker(*llvm),
-        Step::UnpackNginx => unpack_nginx(),
+        Step::UnpackServer(server) => unpack_server(server),
         Step::UnpackEmulator => unpack_emulator(),
         Step::UnpackKernel(kernel) => unpack_kernel(kernel),
     }
@@ -59,20 +61,17 @@ fn build_linker(llvm: u32) -> Result<()> {
     progress::step(&format!("bpf-linker {BPF_LINKER_VERSION}"), &mut cargo)
 }
 
-/// Debian's nginx package would start a web server on this host and enable it at boot, which nobody asked for. So the
-/// package is only unpacked, into the project; the libraries that it needs are installed like other packages.
-fn unpack_nginx() -> Result<()> {
-    // In some releases `nginx` is an empty package that depends on one of the others.
-    for package in ["nginx", "nginx-core", "nginx-light"] {
+fn unpack_server(server: &Server) -> Result<()> {
+    for package in server.packages {
         if command::query("apt-cache", &["show", package]).is_none() {
             continue;
         }
-        unpack(package, &[package.to_owned()], &lb_tests::web::unpacked_nginx())?;
-        if lb_tests::web::find_nginx().is_some() {
+        unpack(package, &[(*package).to_owned()], &unpacked(server.program))?;
+        if find_server(server.program).is_some() {
             return Ok(());
         }
     }
-    bail!("no package of this Debian has the program nginx: install it yourself, then try again")
+    bail!("no package of this Debian has the program {}: install it yourself, then try again", server.program)
 }
 
 /// Installing it could remove a qemu of another release, or parts of it. Unpacked, with the libraries that the machine

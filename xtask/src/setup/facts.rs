@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, bail};
 use lb_tests::process::find;
+use lb_tests::web::find_server;
 
-use super::{NGINX_NEEDED_FOR, Purpose, TOOLS, Tool};
+use super::{Purpose, SERVERS, Server, TOOLS, Tool};
 use crate::command::query;
 use crate::ebpf_toolchain::{self, EbpfToolchain, OLDEST_RUST};
 use crate::root::Rights;
@@ -33,7 +34,7 @@ pub(super) struct Facts {
     pub(super) compiler: Compiler,
     pub(super) linker: Linker,
     pub(super) missing_tools: Vec<&'static Tool>,
-    pub(super) nginx_missing: bool,
+    pub(super) missing_servers: Vec<&'static Server>,
     pub(super) missing_components: Vec<&'static str>,
     pub(super) emulator_missing: bool,
     pub(super) missing_kernels: Vec<&'static Kernel>,
@@ -73,8 +74,8 @@ pub(super) struct Apt {
     pub(super) llvm: Vec<u32>,
     /// Of the packages that may be asked for: those that are installed.
     pub(super) installed: BTreeSet<String>,
-    /// The libraries that nginx's package depends on.
-    pub(super) nginx_libraries: Vec<String>,
+    /// The libraries that a server's package depends on, by the server's program.
+    pub(super) server_libraries: BTreeMap<&'static str, Vec<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +107,10 @@ impl Facts {
                 _ => Linker::Ready,
             },
             missing_tools,
-            nginx_missing: needed(NGINX_NEEDED_FOR) && lb_tests::web::find_nginx().is_none(),
+            missing_servers: SERVERS
+                .iter()
+                .filter(|server| needed(server.needed_for) && find_server(server.program).is_none())
+                .collect(),
             missing_components: if needed(&[Purpose::Lint]) { missing_components() } else { Vec::new() },
             emulator_missing: needed(&[Purpose::Vm]) && machine::find_qemu().is_none(),
             missing_kernels: KERNELS
@@ -148,12 +152,13 @@ impl Apt {
         let rust_packages = DEBIAN_RUST.concat();
         let candidates =
             candidates(llvm_packages.iter().map(String::as_str).chain(rust_packages.iter().copied()));
-        let nginx_libraries = nginx_libraries();
+        let server_libraries: BTreeMap<_, _> =
+            SERVERS.iter().map(|server| (server.program, libraries_of(server.packages))).collect();
         let asked_for = TOOLS
             .iter()
             .map(|tool| tool.package.to_owned())
             .chain(rust_packages.into_iter().map(str::to_owned))
-            .chain(nginx_libraries.iter().cloned())
+            .chain(server_libraries.values().flatten().cloned())
             .chain(LINKER_LLVM.into_iter().flat_map(super::plan::llvm_packages));
         Self {
             lists_fresh: lists_refreshed || lists_are_fresh(Path::new("/var/lib/apt/lists")),
@@ -163,7 +168,7 @@ impl Apt {
                 .filter(|llvm| candidates.contains_key(&format!("llvm-{llvm}-dev")))
                 .collect(),
             installed: installed(asked_for.collect()),
-            nginx_libraries,
+            server_libraries,
         }
     }
 }
@@ -210,8 +215,10 @@ fn newest_libllvm(depends: &str) -> Option<u32> {
     depends.split_whitespace().filter_map(|word| word.strip_prefix("libllvm")?.parse().ok()).max()
 }
 
-fn nginx_libraries() -> Vec<String> {
-    let Some(shown) = query("apt-cache", &["show", "--no-all-versions", "nginx"]) else { return Vec::new() };
+/// The libraries that a package depends on.
+fn libraries_of(packages: &[&str]) -> Vec<String> {
+    let Some(package) = packages.first() else { return Vec::new() };
+    let Some(shown) = query("apt-cache", &["show", "--no-all-versions", package]) else { return Vec::new() };
     shown.lines().find_map(|line| line.strip_prefix("Depends: ")).map(libraries).unwrap_or_default()
 }
 
@@ -284,7 +291,7 @@ libstd-rust-dev-bpf:
     }
 
     #[test]
-    fn only_libraries_of_nginx_are_installed_never_its_service() {
+    fn only_libraries_of_a_server_are_installed_never_its_service() {
         let depends =
             "libc6 (>= 2.34), libssl3 (>= 3.0.0), zlib1g (>= 1:1.1.4), iproute2, nginx-common (<< 1.22.1)";
         assert_eq!(libraries(depends), ["libc6", "libssl3", "zlib1g"]);

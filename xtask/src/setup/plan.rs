@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter, Write as _};
 
+use super::Server;
 use super::facts::{Apt, Compiler, Facts, Linker};
 use crate::root::Rights;
 use crate::vm_test::Kernel;
@@ -40,7 +41,7 @@ pub(super) enum Step {
     AddRustSource,
     AddComponents(Vec<&'static str>),
     BuildLinker { llvm: u32 },
-    UnpackNginx,
+    UnpackServer(&'static Server),
     UnpackEmulator,
     UnpackKernel(&'static Kernel),
 }
@@ -62,8 +63,8 @@ impl Display for Step {
                     "build bpf-linker {BPF_LINKER_VERSION} with LLVM {llvm} (cargo install; about a minute)"
                 )
             }
-            Self::UnpackNginx => {
-                f.write_str("unpack nginx below target/tools, without installing it as a service")
+            Self::UnpackServer(server) => {
+                write!(f, "unpack {} below target/tools, without installing it as a service", server.program)
             }
             Self::UnpackEmulator => f.write_str(
                 "unpack qemu and its libraries below target/tools (20 MB to fetch), without installing them",
@@ -87,9 +88,7 @@ pub(super) fn missing(facts: &Facts) -> Vec<Missing> {
         missing.push(Missing::Linker);
     }
     missing.extend(facts.missing_tools.iter().map(|tool| Missing::Program(tool.program)));
-    if facts.nginx_missing {
-        missing.push(Missing::Program("nginx"));
-    }
+    missing.extend(facts.missing_servers.iter().map(|server| Missing::Program(server.program)));
     missing.extend(facts.missing_components.iter().map(|component| Missing::Component(component)));
     if facts.emulator_missing {
         missing.push(Missing::Emulator);
@@ -115,9 +114,8 @@ struct Impossible;
 
 fn steps(facts: &Facts, apt: &Apt) -> Result<Vec<Step>, Impossible> {
     let mut packages: Vec<String> = facts.missing_tools.iter().map(|tool| tool.package.to_owned()).collect();
-    if facts.nginx_missing {
-        packages.extend(apt.nginx_libraries.iter().cloned());
-    }
+    let libraries = |server: &&Server| apt.server_libraries.get(server.program).cloned().unwrap_or_default();
+    packages.extend(facts.missing_servers.iter().flat_map(libraries));
     let mut after_packages = Vec::new();
     if !facts.missing_components.is_empty() {
         after_packages.push(Step::AddComponents(facts.missing_components.clone()));
@@ -132,9 +130,7 @@ fn steps(facts: &Facts, apt: &Apt) -> Result<Vec<Step>, Impossible> {
     if facts.linker == Linker::Absent {
         linker_steps(llvm, apt, &mut packages, &mut after_packages)?;
     }
-    if facts.nginx_missing {
-        after_packages.push(Step::UnpackNginx);
-    }
+    after_packages.extend(facts.missing_servers.iter().map(|server| Step::UnpackServer(server)));
     if facts.emulator_missing {
         after_packages.push(Step::UnpackEmulator);
     }
@@ -234,7 +230,9 @@ fn command_line(step: &Step) -> String {
             "LLVM_PREFIX=$(llvm-config-{llvm} --prefix) cargo +stable install bpf-linker --version \
              {BPF_LINKER_VERSION} --locked --force --no-default-features --features llvm-{llvm}"
         ),
-        Step::UnpackNginx => "cargo xtask setup        # unpacks nginx, needs no root".to_owned(),
+        Step::UnpackServer(server) => {
+            format!("cargo xtask setup        # unpacks {}, needs no root", server.program)
+        }
         Step::UnpackEmulator | Step::UnpackKernel(_) => {
             "cargo xtask vm-test      # unpacks qemu and kernels, needs no root".to_owned()
         }
@@ -281,8 +279,8 @@ or, on Debian 12 with its security updates (names elsewhere: rustc cargo libstd-
 
 #[cfg(test)]
 mod tests {
-    use super::super::TOOLS;
     use super::super::facts::DebianRust;
+    use super::super::{SERVERS, TOOLS};
     use super::*;
     use crate::vm_test::KERNELS;
 
@@ -292,7 +290,7 @@ mod tests {
             compiler: Compiler::Ready { llvm: 22 },
             linker: Linker::Ready,
             missing_tools: Vec::new(),
-            nginx_missing: false,
+            missing_servers: Vec::new(),
             missing_components: Vec::new(),
             emulator_missing: false,
             missing_kernels: Vec::new(),
@@ -307,7 +305,7 @@ mod tests {
             rust: Some(DebianRust { packages, llvm: 22 }),
             llvm: vec![22],
             installed: ["zlib1g".to_owned()].into(),
-            nginx_libraries: vec!["libpcre2-8-0".to_owned(), "zlib1g".to_owned()],
+            server_libraries: [("nginx", vec!["libpcre2-8-0".to_owned(), "zlib1g".to_owned()])].into(),
         }
     }
 
@@ -316,7 +314,7 @@ mod tests {
             compiler: Compiler::NightlyWithoutSource { llvm: 22 },
             linker: Linker::Absent,
             missing_tools: TOOLS.iter().filter(|tool| tool.program == "ethtool").collect(),
-            nginx_missing: true,
+            missing_servers: vec![&SERVERS[0]],
             ..complete()
         }
     }
@@ -344,7 +342,7 @@ mod tests {
                 vec![
                     install(&format!("ethtool libpcre2-8-0 {RUST} {LLVM_22}")),
                     Step::BuildLinker { llvm: 22 },
-                    Step::UnpackNginx,
+                    Step::UnpackServer(&SERVERS[0]),
                 ],
             ),
             (
@@ -384,11 +382,14 @@ mod tests {
                 "unpacking nginx needs no rights when its libraries are there",
                 Facts {
                     rights: Rights::Missing,
-                    nginx_missing: true,
-                    apt: Some(Apt { nginx_libraries: vec!["zlib1g".to_owned()], ..debian_12() }),
+                    missing_servers: vec![&SERVERS[0]],
+                    apt: Some(Apt {
+                        server_libraries: [("nginx", vec!["zlib1g".to_owned()])].into(),
+                        ..debian_12()
+                    }),
                     ..complete()
                 },
-                vec![Step::UnpackNginx],
+                vec![Step::UnpackServer(&SERVERS[0])],
             ),
             (
                 "emulator and kernels are unpacked, which needs no rights",
