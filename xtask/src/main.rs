@@ -13,6 +13,7 @@ mod demo;
 #[expect(dead_code, reason = "lb-user/build.rs includes this file too, and uses the rest of it")]
 mod ebpf_toolchain;
 mod lint;
+mod profile;
 mod progress;
 mod root;
 mod run;
@@ -63,6 +64,12 @@ enum Verb {
         #[arg(last = true)]
         args: Vec<String>,
     },
+    /// Show where the nanoseconds of a packet go, with samples that perf takes while the balancer forwards
+    Profile {
+        /// Arguments for the benchmark that runs meanwhile, for instance `--core 0`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
     /// Run the program's tests and short sessions on other kernels, in emulated machines
     VmTest,
     /// Remove the namespaces that killed demos and tests left behind (both also do it themselves)
@@ -79,6 +86,7 @@ fn main() -> ExitCode {
         Verb::Demo { lb } => demo::demo(lb),
         Verb::Test { ring, args } => test::test(ring, &args),
         Verb::Bench { args } => bench::bench(&args),
+        Verb::Profile { args } => profile::profile(&args),
         Verb::VmTest => vm_test::vm_test(),
         Verb::Clean => clean::clean(),
         Verb::Lint => lint::lint(),

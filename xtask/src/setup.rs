@@ -27,6 +27,8 @@ pub(crate) enum Purpose {
     Vm,
     /// Measuring, also what others do.
     Bench,
+    /// Seeing what takes the time.
+    Profile,
 }
 
 impl Purpose {
@@ -57,7 +59,8 @@ const TOOLS: &[Tool] = &[
     tool("iptables", "iptables", &[Purpose::Test, Purpose::Bench]),
     tool("ip6tables", "iptables", &[Purpose::Test]),
     tool("nft", "nftables", &[Purpose::Bench]),
-    tool("renice", "bsdutils", &[Purpose::Bench]),
+    tool("perf", "linux-perf", &[Purpose::Profile]),
+    tool("chrt", "util-linux", &[Purpose::Bench]),
     tool("ping", "iputils-ping", &[Purpose::Test]),
     tool("traceroute", "traceroute", &[Purpose::Test]),
     tool("wrk", "wrk", &[Purpose::Test, Purpose::Bench]),

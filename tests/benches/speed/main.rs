@@ -10,6 +10,8 @@ mod frame;
 mod hosts;
 mod kernel;
 mod lane;
+mod plot;
+mod profile;
 mod programs;
 mod quiet;
 mod report;
@@ -50,6 +52,9 @@ struct Options {
     /// Where the results are written
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     out: PathBuf,
+    /// Shows where the time of a packet goes, instead of measuring: what `cargo xtask profile` is for
+    #[arg(long, hide = true)]
+    profile: bool,
     /// What cargo says to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -63,6 +68,9 @@ fn main() -> Result<()> {
     prefer_this_process()?;
     fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
 
+    if options.profile {
+        return profile::profile(cores, &options.out);
+    }
     let mut rows = rows::rows(options.quick);
     rows.retain(|row| row.heading().contains(&options.only));
     ensure!(!rows.is_empty(), "no group has `{}` in its heading", options.only);
@@ -77,14 +85,16 @@ fn main() -> Result<()> {
     bar.finish_and_clear();
     let file = options.out.join("results.json");
     report.write(&file)?;
-    println!("\nWritten: {}", file.display());
+    let pictures = plot::draw(&report.outcomes, &options.out)?;
+    println!("\nWritten: {}, and beside it {}", file.display(), pictures.join(", "));
     Ok(())
 }
 
-/// Other processes of the machine wait for this one rather than it for them.
+/// Whatever else wants the core that is measured waits for this process, but for a twentieth that the kernel keeps for it.
+/// What this one starts is as others are.
 fn prefer_this_process() -> Result<()> {
     let id = process::id().to_string();
-    output(Command::new("renice").args(["-n", "-20", "-p", &id])).map(drop)
+    output(Command::new("chrt").args(["--reset-on-fork", "--fifo", "--pid", "1", &id])).map(drop)
 }
 
 fn progress(measurements: usize) -> Result<ProgressBar> {
