@@ -19,6 +19,13 @@ pub(crate) struct Budget {
     pub(crate) instructions_when_logging: u32,
     /// In bytes.
     pub(crate) stack: u32,
+    /// Of a packet of a known connection.
+    pub(crate) instructions_per_packet: u32,
+    /// Of the kernel's functions, by such a packet.
+    pub(crate) calls_per_packet: u32,
+    /// Bytes of the flow tables' entries.
+    pub(crate) flow_v4: u32,
+    pub(crate) flow_v6: u32,
 }
 
 impl Budget {
@@ -27,6 +34,10 @@ impl Budget {
             instructions: entry(TEXT, "verified_instructions")?,
             instructions_when_logging: entry(TEXT, "verified_instructions_when_logging")?,
             stack: entry(TEXT, "stack")?,
+            instructions_per_packet: entry(TEXT, "instructions_per_packet")?,
+            calls_per_packet: entry(TEXT, "calls_per_packet")?,
+            flow_v4: entry(TEXT, "flow_v4")?,
+            flow_v6: entry(TEXT, "flow_v6")?,
         };
         ensure!(
             budget.instructions.max(budget.instructions_when_logging) < INSTRUCTIONS_LIMIT

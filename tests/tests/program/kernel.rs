@@ -25,7 +25,12 @@ use lb_tests::process::output;
 use lb_user::table::Table;
 
 /// What hashes of flows begin with.
-const SECRET: u64 = 0x6c62_2d74_6573_7473;
+pub(crate) const SECRET: u64 = 0x6c62_2d74_6573_7473;
+
+use crate::interpreter::Interpreter;
+
+/// More than any case has of services or backends.
+const INDICES: u32 = 16;
 
 /// The program's name in the object.
 pub(crate) const PROGRAM: &str = "lb";
@@ -107,8 +112,6 @@ impl Kernel {
 
     /// Empties what a case has left behind.
     fn reset(&mut self) -> Result<()> {
-        /// More than any case has of services or backends.
-        const INDICES: u32 = 16;
         self.reset_flows()?;
         self.clear::<ServiceKey, u32>("SERVICES")?;
         self.clear::<u32, Interface>("INTERFACES")?;
@@ -201,6 +204,29 @@ impl Kernel {
             BpfHashMap::<_, u32, Interface>::try_from(map)?.insert(ifindex, interface, 0)?;
         }
         self.array::<u32>("SMALLEST_MTU")?.set(0, tables.smallest_mtu(), 0).map_err(Into::into)
+    }
+
+    /// Copies the first entries of an array, more than any case has: each has so many bytes.
+    pub(crate) fn copy_array<const BYTES: usize>(&self, name: &str, to: &mut Interpreter) -> Result<()> {
+        let array = Array::<_, [u8; BYTES]>::try_from(self.map(name)?)?;
+        for index in 0..array.len().min(INDICES) {
+            to.set(name, &index.to_le_bytes(), &array.get(&index, 0)?)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a hash map, of which keys and values have so many bytes.
+    pub(crate) fn copy_hash<const KEY: usize, const VALUE: usize>(
+        &self,
+        name: &str,
+        to: &mut Interpreter,
+    ) -> Result<()> {
+        let map = BpfHashMap::<_, [u8; KEY], [u8; VALUE]>::try_from(self.map(name)?)?;
+        for entry in map.iter() {
+            let (key, value) = entry?;
+            to.set(name, &key, &value)?;
+        }
+        Ok(())
     }
 
     /// Runs the program on a frame.
@@ -315,7 +341,7 @@ fn timeless<F: HostFamily>((key, mut entry): (FlowKey<F>, FlowEntry<F>)) -> (Flo
 }
 
 /// What a program returns (`enum xdp_action` in the kernel's linux/bpf.h).
-fn action(outcome: &Outcome, ingress: u32, constants: Constants) -> u32 {
+pub(crate) fn action(outcome: &Outcome, ingress: u32, constants: Constants) -> u32 {
     const XDP_DROP: u32 = 1;
     const XDP_PASS: u32 = 2;
     const XDP_TX: u32 = 3;

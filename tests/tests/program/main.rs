@@ -3,7 +3,9 @@
 
 mod budget;
 mod fuzz;
+mod interpreter;
 mod kernel;
+mod speed;
 mod stack;
 
 use std::fs;
