@@ -530,6 +530,12 @@ fn what_is_half_made_is_completed_begun_anew_or_removed() -> Result<()> {
                 next.stop()?;
             }
             topology.lb(&["detach"]).context(state)?;
+            // Links whose pins this test has removed are the kernel's to release, in its own time.
+            eventually("the kernel has released all links", || {
+                let attached =
+                    topology.interfaces().iter().map(|device| xdp_program(&topology.balancer, device));
+                Ok(attached.collect::<Result<Vec<_>>>()?.iter().all(Option::is_none))
+            })?;
             assert_no_trace(&topology, pid, &programs).context(state)?;
         }
     }
