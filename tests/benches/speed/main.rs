@@ -23,6 +23,7 @@ mod statistics;
 mod web;
 mod work;
 
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -62,6 +63,8 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    // cargo starts benchmarks in their package's directory; paths are of the workspace.
+    env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).context("the workspace has gone")?;
     let rounds = if options.quick { options.rounds.min(3) } else { options.rounds.max(1) };
     let cores = Cores { measured: options.core };
     cores.stay_on_the_measured().context("there is no such core")?;
