@@ -290,6 +290,31 @@ impl Found {
     }
 }
 
+/// What is to be said of a flow after a look at its home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtHome<S> {
+    /// It is there, in this slot.
+    Here(S, Occupancy),
+    /// It is nowhere.
+    Nowhere,
+    /// It may be in another slot.
+    Elsewhere,
+}
+
+/// Looks for a flow in its home, where most are.
+#[inline(always)]
+pub fn find_at_home<F: Family, S: Slots<F>>(slots: S, key: &FlowKey<F>) -> AtHome<S::Slot> {
+    let Some(slot) = slots.slot(slots.geometry().home(key)) else { return AtHome::Nowhere };
+    let occupancy = slot.occupancy;
+    if slot.holds(occupancy, key) {
+        AtHome::Here(slot, occupancy)
+    } else if slot.home.reach() == 0 {
+        AtHome::Nowhere
+    } else {
+        AtHome::Elsewhere
+    }
+}
+
 /// Looks a flow up.
 #[inline(always)]
 pub fn find<F: Family, S: Slots<F>>(slots: S, key: &FlowKey<F>) -> Option<Found> {

@@ -132,7 +132,7 @@ fn translate<F: Icmp, M: Flows<F>>(
     };
     let (ports, seen) = parse::transport::<F>(frame, &network, protocol)?;
     let packet = Packet::new(frame, arrival, &network, protocol, ports, seen);
-    let known = match tables.flow(&packet.key) {
+    let known = match tables.likely_flow(&packet.key) {
         Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
         other => other,
     };

@@ -51,6 +51,11 @@ pub trait Flows<F: Family>: Tables {
 
     /// The entry of packets with that key.
     fn flow(self, key: &FlowKey<F>) -> Option<Self::Flow>;
+    /// The same as fast as can be, for the one look-up that every packet needs.
+    #[inline(always)]
+    fn likely_flow(self, key: &FlowKey<F>) -> Option<Self::Flow> {
+        self.flow(key)
+    }
     /// Adds an entry for packets with that key, never over an existing one; the rest is as [`FlowEntry::begin`] takes it.
     ///
     /// # Errors

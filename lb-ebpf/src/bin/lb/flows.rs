@@ -6,7 +6,7 @@ use aya_ebpf::Global;
 use lb_common::{
     Family, FlowEntry, FlowKey, Hop, Seen, Side, Tick, Tuple, V4, V6,
     flow::Shared,
-    table::{self, Found, Geometry, Home, NotInserted, Occupancy, Slot, SlotAccess, Slots},
+    table::{self, AtHome, Found, Geometry, Home, NotInserted, Occupancy, Slot, SlotAccess, Slots},
 };
 use lb_ebpf::tables::Flow;
 
@@ -28,9 +28,13 @@ pub(crate) trait FlowTable: FlowMaps {
     fn find(key: &FlowKey<Self>) -> u64;
     /// Inserts what is entering.
     fn insert() -> u64;
+    /// Whether a look at a flow's home is worth its place on the stack.
+    const IN_LINE: bool;
 }
 
 impl FlowTable for V4 {
+    const IN_LINE: bool = true;
+
     #[inline(always)]
     fn find(key: &FlowKey<Self>) -> u64 {
         find_v4(key)
@@ -43,6 +47,8 @@ impl FlowTable for V4 {
 }
 
 impl FlowTable for V6 {
+    const IN_LINE: bool = false;
+
     #[inline(always)]
     fn find(key: &FlowKey<Self>) -> u64 {
         find_v6(key)
@@ -217,6 +223,19 @@ pub(crate) fn find<F: FlowTable>(key: &FlowKey<F>) -> Option<InTable<F>> {
     let found = Slots::<F>::find(FlowSlots, key)?;
     let slot = Slots::<F>::slot(FlowSlots, found.index)?;
     Some(InTable { slot, occupancy: found.occupancy })
+}
+
+/// Looks a flow up, in line as far as most look-ups go, where there is room for it on the stack.
+#[inline(always)]
+pub(crate) fn find_likely<F: FlowTable>(key: &FlowKey<F>) -> Option<InTable<F>> {
+    if !F::IN_LINE {
+        return find(key);
+    }
+    match table::find_at_home(FlowSlots, key) {
+        AtHome::Here(slot, occupancy) => Some(InTable { slot, occupancy }),
+        AtHome::Nowhere => None,
+        AtHome::Elsewhere => find(key),
+    }
 }
 
 impl<F: Family> Deref for InTable<F> {

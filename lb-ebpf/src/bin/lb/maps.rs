@@ -255,6 +255,11 @@ impl<F: FlowTable> Flows<F> for Maps {
     }
 
     #[inline(always)]
+    fn likely_flow(self, key: &FlowKey<F>) -> Option<InTable<F>> {
+        flows::find_likely(key)
+    }
+
+    #[inline(always)]
     fn insert(
         self,
         key: &FlowKey<F>,
