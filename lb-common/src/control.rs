@@ -1,9 +1,44 @@
 //! What the control path keeps in maps for itself: which balancer this is, and where it is attached.
 
-use crate::{family::Addr, service::MAX_SNAT};
+use crate::{
+    family::Addr,
+    service::{MAX_SERVICES, MAX_SNAT},
+};
 
 /// Version of every map's layout. A pin directory of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
+
+/// The XDP programs that share the path of packets. The first meets every frame, and hands some over to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Program {
+    /// Of packets as most are.
+    Plain,
+    /// Of fragments, and of packets with extension headers or in several pieces.
+    Unusual,
+    /// Of ICMP errors.
+    Icmp,
+}
+
+impl Program {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Unusual, Self::Icmp];
+
+    /// Its place in the map of programs.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// Its name in the object and in the kernel.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "lb",
+            Self::Unusual => "lb_unusual",
+            Self::Icmp => "lb_icmp",
+        }
+    }
+}
 
 /// The balancer behind a pin directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,8 +89,23 @@ pub struct Interface {
     pub mtu: u32,
 }
 
+/// Addresses of services and those for SNAT at the most: some services have several, most share theirs.
+pub const MAX_OWN_ADDRESSES: u32 = 4 * MAX_SERVICES;
+
+/// An address that clients or backends send to: a service's or one for SNAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C)]
+pub struct OwnAddress {
+    /// The address.
+    pub addr: Addr,
+    /// Its family ([`crate::Family::NUMBER`]); a whole word, so that there is no padding.
+    pub family: u32,
+}
+
 #[cfg(feature = "user")]
 mod pod {
+    // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
+    unsafe impl aya::Pod for super::OwnAddress {}
     // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl aya::Pod for super::Meta {}
     // SAFETY: as above.

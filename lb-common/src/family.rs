@@ -154,13 +154,18 @@ const fn join(low: u32, high: u32) -> u64 {
 
 /// An address of either family: IPv4 in the first word, the rest zero. Which family it is stands beside it, in the
 /// service's or backend's `family` ([`Family::NUMBER`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[repr(C)]
 pub struct Addr {
     words: [u32; 4],
 }
 
 impl Addr {
+    /// From the words that it is made of.
+    pub(crate) const fn from_words(words: [u32; 4]) -> Self {
+        Self { words }
+    }
+
     /// The address together with its family's number.
     pub fn new(ip: IpAddr) -> (Self, u8) {
         match ip {

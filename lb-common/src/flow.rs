@@ -169,6 +169,8 @@ impl Side {
 pub struct Seen(u8);
 
 impl Seen {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
     /// Any packet at all.
     pub const PACKET: Self = Self(0x01);
     /// A SYN.

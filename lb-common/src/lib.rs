@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod checksum;
 pub mod control;
+pub mod datagram;
 pub mod family;
 pub mod flow;
 pub mod service;
@@ -16,7 +17,8 @@ pub mod verdict;
 
 pub use backend::{Backend, BackendCounters, BackendState, Hop, Traffic};
 pub use checksum::Delta;
-pub use control::{Interface, LAYOUT_VERSION, Meta};
+pub use control::{Interface, LAYOUT_VERSION, Meta, Program};
+pub use datagram::{Datagram, DatagramKey, Fate};
 pub use family::{Addr, Address4, Address6, Family, V4, V6};
 pub use flow::{FlowEntry, FlowKey, Port, Ports, Seen, Side, Tick, Tuple};
 pub use service::{Protocol, Service, ServiceKey, SlotTable};

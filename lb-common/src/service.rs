@@ -1,6 +1,6 @@
 //! Services: a virtual address and port, and the slots that its connections are dealt to.
 
-use crate::{family::Addr, flow::Port};
+use crate::{control::OwnAddress, family::Addr, flow::Port};
 
 /// Services at the most.
 pub const MAX_SERVICES: u32 = 4_096;
@@ -128,6 +128,13 @@ impl Service {
     #[inline(always)]
     pub const fn port_space(&self) -> u32 {
         self.snat_len * self.ports as u32
+    }
+
+    /// The addresses that its clients and its backends send to.
+    pub fn own_addresses(&self) -> impl Iterator<Item = OwnAddress> + use<> {
+        let family = self.key.family.into();
+        let snat = self.snat.into_iter().take(self.snat_len as usize);
+        core::iter::once(self.key.addr).chain(snat).map(move |addr| OwnAddress { addr, family })
     }
 }
 

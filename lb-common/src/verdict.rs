@@ -28,6 +28,24 @@ macro_rules! reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
+            /// As functions of the XDP program return a reason, or none.
+            #[inline(always)]
+            pub const fn code(reason: Option<Self>) -> u64 {
+                match reason {
+                    Some(reason) => reason as u64,
+                    None => Self::ALL.len() as u64,
+                }
+            }
+
+            /// From that number.
+            #[inline(always)]
+            pub const fn from_code(code: u64) -> Option<Self> {
+                match code {
+                    $(code if code == Self::$variant as u64 => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+
             /// What becomes of the packet.
             #[inline(always)]
             pub const fn action(self) -> Action {
@@ -62,7 +80,7 @@ reasons! {
     NotIp, Pass, "not-ip", "neither IPv4 nor IPv6, or tagged; left to the kernel";
     OtherProtocol, Pass, "other-protocol", "neither TCP nor UDP nor an error about them; left to the kernel";
     NoService, Pass, "no-service", "not for a service; left to the kernel";
-    Fragment, Pass, "fragment", "a fragment; left to the kernel";
+    Fragment, Pass, "fragment", "a fragment of what is of no connection; left to the kernel";
     Malformed, Pass, "malformed", "headers or lengths that do not fit the frame; left to the kernel";
     NoChecksum, Pass, "no-checksum", "UDP over IPv6 without a checksum (RFC 8200 section 8.1); left to the kernel";
     Stray, Pass, "stray", "TCP for a service, but no SYN and of no connection; left to the kernel, which resets it";
@@ -80,6 +98,12 @@ reasons! {
     IcmpOfNoConnection, Pass, "icmp-no-connection", "an ICMP error about no connection of ours; left to the kernel";
     Martian, Drop, "martian",
         "for a service, but from its own or a SNAT address or from that of no host (RFC 1812 section 5.3.7); dropped";
+    FragmentEarly, Drop, "fragment-early",
+        "a fragment before its datagram's first; kept back until that comes, and then counted once more";
+    FragmentDropped, Drop, "fragment-dropped", "a fragment of a datagram whose first was dropped; dropped";
+    Extension, Pass, "extension",
+        "IPv6 extension headers that go on for too long or are cut off; left to the kernel";
+    ProgramMissing, Pass, "program-missing", "a part of the XDP program is not there; left to the kernel";
 }
 
 /// Room for counters of reasons; more than there are, so that a new one does not change the layout.
@@ -129,7 +153,9 @@ mod tests {
         assert!(Reason::ALL.len() <= REASON_COUNTERS);
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_code(Reason::code(Some(*reason))), Some(*reason));
             assert!(Reason::ALL[..index].iter().all(|other| other.name() != reason.name()));
         }
+        assert_eq!(Reason::from_code(Reason::code(None)), None);
     }
 }

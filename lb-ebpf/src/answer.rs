@@ -15,16 +15,10 @@ use crate::{
 /// Answers of one CPU in one tick at the most (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4(f)): a few hundred a second.
 pub const BUDGET: u32 = 100;
 
-/// Makes of the frame the answer to the packet in it, which has come in through interface `ingress` and says `kind`: it
-/// leaves where the packet came in. `None` if it is to have none; then the frame is to be dropped.
+/// Makes of the frame the answer to the packet in it, with that message: it leaves where the packet came in. `None` if it is to have none; then the frame is to be dropped.
 #[inline(always)]
-pub fn answer<F: Icmp, M: Tables>(
-    frame: &mut impl Frame,
-    tables: M,
-    ingress: u32,
-    message: icmp::Message,
-) -> Option<()> {
-    let arrival = Arrival::of(frame, ingress).ok()?;
+pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: icmp::Message) -> Option<()> {
+    let arrival = Arrival::of(frame, 0).ok()?;
     let packet = F::parse(frame, arrival.network).ok()?;
     let (src, dst) = F::addresses(frame, arrival.network)?;
     let link: &Link = frame.at(0)?;

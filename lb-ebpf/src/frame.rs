@@ -4,11 +4,21 @@
 //! on BPF, and put them together with shifts, though the kernel lets packets be read at any alignment where the
 //! machine does ([`Field`] asks it to).
 
+use lb_common::{DatagramKey, Program, Reason, Tick, V4, V6};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
     tcp::TcpHdr,
     udp::UdpHdr,
+};
+
+use crate::{
+    Verdict, answer,
+    icmp::{Icmp, Message},
+    parse::Packet,
+    part::{self, End, Examined, Parts},
+    route,
+    tables::{Flows, Tables},
 };
 
 /// A type that may be laid over bytes of a frame.
@@ -32,6 +42,23 @@ unsafe impl Wire for UdpHdr {}
 unsafe impl<const N: usize> Wire for [u8; N] {}
 // SAFETY: arrays of bytes only.
 unsafe impl Wire for Link {}
+
+// SAFETY: bytes and arrays of bytes only.
+unsafe impl Wire for Extension {}
+
+/// What IPv6's extension headers begin with (RFC 8200 sections 4.3 to 4.6).
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Extension {
+    /// IP protocol number of what follows.
+    pub next: u8,
+    /// Of all but the fragment header: its length in units of 8 bytes, without the first.
+    pub length: u8,
+    /// Of a fragment header: offset in units of 8 bytes, two reserved bits, 'more fragments'.
+    pub fragment: [u8; 2],
+    /// Of a fragment header: the identification.
+    pub id: [u8; 4],
+}
 
 /// The addresses of an Ethernet header, in the pieces that they are turned round in.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +100,78 @@ pub trait Frame {
     {
         work(self)
     }
+
+    /// Goes on in another program; returns where that is a part of this one, or is missing.
+    #[inline(always)]
+    fn hand_over<M>(&mut self, tables: M, ingress: u32, to: Program) -> Result<Verdict, Reason>
+    where
+        Self: Sized,
+        M: Flows<V4> + Flows<V6>,
+    {
+        route(to, self, tables, ingress)
+    }
+
+    /// Calls [`part::find_end`], in the kernel a function of its own that the verifier follows once.
+    #[inline(always)]
+    fn find_end<F: Parts>(&mut self, offset: usize, to: &mut End) -> bool
+    where
+        Self: Sized,
+    {
+        part::find_end::<F>(self, offset, to)
+    }
+
+    /// Calls [`part::examine`], in the kernel a function of its own that the verifier follows once: what it has found is
+    /// then unknown to it, and not followed further one by one.
+    ///
+    /// # Errors
+    ///
+    /// Those of the function.
+    #[inline(always)]
+    fn examine<F: Parts, M: Tables>(
+        &mut self,
+        tables: M,
+        ingress: u32,
+        packet: &mut Packet<F>,
+    ) -> Result<Examined, Reason>
+    where
+        Self: Sized,
+    {
+        part::examine::<F, M>(self, tables, ingress, packet)
+    }
+
+    /// Calls [`answer::answer`], in the kernel a function of its own that the verifier follows once; says whether there is an
+    /// answer.
+    #[inline(always)]
+    fn answer<F: Icmp, M: Tables>(&mut self, tables: M, message: Message) -> bool
+    where
+        Self: Sized,
+    {
+        answer::answer::<F, M>(self, tables, message).is_some()
+    }
+
+    /// Keeps the frame, which came in through interface `ingress` at `now`, back until the first fragment of its datagram has
+    /// come; then it comes in again. `false` if it cannot be kept.
+    fn keep_back(&mut self, key: &DatagramKey, ingress: u32, now: Tick) -> bool;
+}
+
+/// The number as it is, of which the compiler then knows nothing: what it knows, and spares comparisons for, the verifier need
+/// not know.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub fn opaque(number: usize) -> usize {
+    let mut number = number;
+    // SAFETY: moves a register to itself. No instruction at all would do for the compiler, but would leave a line of its own in
+    // the debugging information, which the kernel then refuses.
+    unsafe {
+        core::arch::asm!("{0} = {0}", inout(reg) number, options(pure, nomem, nostack, preserves_flags));
+    }
+    number
+}
+
+/// Likewise; the host has no verifier.
+#[cfg(not(target_arch = "bpf"))]
+pub const fn opaque(number: usize) -> usize {
+    number
 }
 
 /// A field of a header, in words of the machine's order, each read and written by one instruction.

@@ -17,20 +17,21 @@ use core::{
 };
 use std::{
     boxed::Box,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     rc::Rc,
     vec::Vec,
 };
 
 use lb_common::{
-    Addr, Backend, BackendCounters, BackendState, Family, FlowEntry, FlowKey, Hop, Port, Protocol, Reason,
-    Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6, flow::Shared, service::MAX_SNAT,
-    table::NotInserted,
+    Addr, Backend, BackendCounters, BackendState, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
+    Port, Program, Protocol, Reason, Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6,
+    control::OwnAddress, flow::Shared, service::MAX_SNAT, table::NotInserted,
 };
 
 use crate::{
     Verdict,
     frame::{Frame, Wire},
+    process,
     tables::{Flow, Flows, Tables},
 };
 
@@ -38,12 +39,18 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFrame {
     bytes: Vec<u8>,
+    kept_back: bool,
 }
 
 impl HostFrame {
     /// A frame of these bytes, from the Ethernet header on.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self { bytes: bytes.into() }
+        Self { bytes: bytes.into(), kept_back: false }
+    }
+
+    /// Whether it has been kept back, for its datagram's first fragment has not come yet.
+    pub const fn is_kept_back(&self) -> bool {
+        self.kept_back
     }
 
     /// The bytes.
@@ -94,6 +101,11 @@ impl Frame for HostFrame {
         self.bytes.truncate(length);
         enough.then_some(())
     }
+
+    fn keep_back(&mut self, _key: &DatagramKey, _ingress: u32, _now: Tick) -> bool {
+        self.kept_back = true;
+        true
+    }
 }
 
 /// What another CPU does between two operations of this one.
@@ -116,6 +128,7 @@ pub struct HostTables {
     answers: Cell<(Tick, u32)>,
     path_mtus: RefCell<BTreeMap<u32, u32>>,
     interface_mtus: RefCell<BTreeMap<u32, u32>>,
+    datagrams: RefCell<HashMap<DatagramKey, Datagram>>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -141,7 +154,7 @@ impl HostTables {
 
     /// Takes a frame that came in through interface `ingress` down the packet path.
     pub fn process(&self, frame: &mut HostFrame, ingress: u32) -> Verdict {
-        crate::process(frame, self, ingress)
+        process(Program::Plain, frame, self, ingress)
     }
 
     /// Adds a service with backends of weight 1 that are reached by those hops; returns its index. Its SNAT address
@@ -250,6 +263,11 @@ impl HostTables {
         self.now.set(self.now.get() + time);
     }
 
+    /// Forgets all datagrams of which fragments may still come.
+    pub fn forget_datagrams(&self) {
+        self.datagrams.borrow_mut().clear();
+    }
+
     /// Lets another CPU act once, before this one's next operation but `operations` on the flow tables.
     pub fn interrupt(&self, operations: usize, other_cpu: impl FnOnce(&Self) + 'static) {
         *self.interruption.borrow_mut() = Some((operations, Box::new(other_cpu)));
@@ -263,6 +281,11 @@ impl HostTables {
     /// All services, by index.
     pub fn services(&self) -> Vec<Service> {
         self.services.borrow().clone()
+    }
+
+    /// Addresses of services and those for SNAT.
+    pub fn own_addresses(&self) -> BTreeSet<OwnAddress> {
+        self.services.borrow().iter().flat_map(Service::own_addresses).collect()
     }
 
     /// All backends, by index.
@@ -418,6 +441,22 @@ impl Tables for &HostTables {
         let number = if tick == now { number } else { 0 };
         self.answers.set((now, number + 1));
         number
+    }
+
+    fn datagram(self, key: &DatagramKey) -> Option<Copied<Datagram>> {
+        self.datagrams.borrow().get(key).copied().map(Box::new)
+    }
+
+    fn note_datagram(self, key: &DatagramKey, datagram: &Datagram) {
+        self.datagrams.borrow_mut().insert(*key, *datagram);
+    }
+
+    fn forget_datagram(self, key: &DatagramKey) {
+        self.datagrams.borrow_mut().remove(key);
+    }
+
+    fn is_own(self, addr: &Addr, family: u16) -> bool {
+        self.own_addresses().contains(&OwnAddress { addr: *addr, family: family.into() })
     }
 
     fn count(self, reason: Reason) {

@@ -1,7 +1,5 @@
 //! ICMP (RFC 792) and ICMPv6 (RFC 4443) headers: of errors, which quote the packet that they are about.
 
-use core::hint::black_box;
-
 use lb_common::{
     Address4, Address6, Delta, Family, FlowEntry, FlowKey, Hop, Ports, Protocol, Reason, Tuple, V4, V6,
     checksum::Sum,
@@ -9,9 +7,10 @@ use lb_common::{
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    frame::{Field as _, Frame},
-    network::{Header, Network},
-    parse::Arrival,
+    frame::{Field as _, Frame, opaque},
+    network::Header,
+    parse::{Arrival, Part},
+    part::{self, Parts},
     rewrite,
     transport::{Tcp, Transport, Udp},
 };
@@ -25,10 +24,7 @@ pub(crate) const CHECKSUM: usize = 2;
 const QUOTED: usize = 8;
 
 /// What differs between ICMP and ICMPv6.
-pub trait Icmp: Network {
-    /// IP protocol number.
-    const ICMP: u8;
-
+pub trait Icmp: Parts {
     /// 'Time exceeded in transit': type and code.
     const TIME_EXCEEDED: [u8; 2];
     /// 'Fragmentation needed' or 'packet too big': type and code.
@@ -48,8 +44,7 @@ pub trait Icmp: Network {
     ///
     /// # Errors
     ///
-    /// [`Reason::Malformed`] where it contradicts itself or is cut off, [`Reason::Fragment`] for fragments without
-    /// ports.
+    /// [`Reason::Malformed`] where it contradicts itself or is cut off.
     fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason>;
 
     /// Writes the addresses of the quoted header at `offset`, whose packet went the other way than those that become
@@ -83,7 +78,6 @@ pub trait Icmp: Network {
 const HOPS: u8 = 64;
 
 impl Icmp for V4 {
-    const ICMP: u8 = 1;
     const TIME_EXCEEDED: [u8; 2] = [11, 0];
     const TOO_BIG: [u8; 2] = [3, 4];
     const HEADER: usize = size_of::<Ipv4Hdr>();
@@ -108,16 +102,10 @@ impl Icmp for V4 {
 
     #[inline(always)]
     fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason> {
-        /// RFC 791 section 3.1.
-        const FRAGMENT_OFFSET: u16 = 0x1fff;
-
         let header: &Ipv4Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
         let header_length = usize::from(header.vihl & 0x0f) * 4;
         if header.vihl >> 4 != 4 || header_length < size_of::<Ipv4Hdr>() || header_length > length {
             return Err(Reason::Malformed);
-        }
-        if u16::from_be(header.frags.load()) & FRAGMENT_OFFSET != 0 {
-            return Err(Reason::Fragment);
         }
         Ok(Header {
             protocol: header.proto,
@@ -196,7 +184,6 @@ impl Icmp for V4 {
 }
 
 impl Icmp for V6 {
-    const ICMP: u8 = 58;
     const TIME_EXCEEDED: [u8; 2] = [3, 0];
     const TOO_BIG: [u8; 2] = [2, 0];
     const HEADER: usize = size_of::<Ipv6Hdr>();
@@ -219,16 +206,10 @@ impl Icmp for V6 {
 
     #[inline(always)]
     fn parse_quoted(frame: &impl Frame, offset: usize, length: usize) -> Result<Header, Reason> {
-        /// IPv6's fragment header (RFC 8200 section 4.5).
-        const FRAGMENT: u8 = 44;
-
         let header: &Ipv6Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
         let [version, ..] = header.vcf;
         if version >> 4 != 6 || length < size_of::<Ipv6Hdr>() {
             return Err(Reason::Malformed);
-        }
-        if header.next_hdr == FRAGMENT {
-            return Err(Reason::Fragment);
         }
         Ok(Header {
             protocol: header.next_hdr,
@@ -316,24 +297,32 @@ impl<F: Icmp> Report<F> {
     ///
     /// # Errors
     ///
-    /// [`Reason::OtherProtocol`] for what is no error, or not about TCP or UDP; those of [`Icmp::parse_quoted`];
-    /// [`Reason::Malformed`] where it is not addressed to the sender of what it quotes.
+    /// [`Reason::OtherProtocol`] for what is no error, or not about TCP or UDP; [`Reason::Fragment`] where the quoted fragment
+    /// has no ports; those of [`Icmp::parse_quoted`] and [`part::end`]; [`Reason::Malformed`] where it is not addressed to the
+    /// sender of what it quotes.
     #[inline(always)]
-    pub fn parse(frame: &impl Frame, arrival: &Arrival) -> Result<Self, Reason> {
-        let packet = F::parse(frame, arrival.network)?;
+    pub fn parse(frame: &mut impl Frame, arrival: &Arrival) -> Result<Self, Reason> {
+        let header = F::parse(frame, arrival.network)?;
+        let end = part::end::<F>(frame, arrival.network)?;
+        let packet = part::without_extensions(&header, &end)?;
         let header: &[u8; HEADER] = frame.at(packet.transport).ok_or(Reason::Malformed)?;
         let [kind, ..] = *header;
-        if !F::is_error(kind) {
+        if end.part() != Part::Whole || !F::is_error(kind) {
             return Err(Reason::OtherProtocol);
         }
         // The compiler knows that the payload lies within the frame, and would spare the comparisons with the frame's end
         // that follow from it; the verifier insists on them.
-        let payload = black_box(packet.payload);
-        let length = payload.checked_sub(HEADER).ok_or(Reason::Malformed)?;
-        let quoted = F::parse_quoted(frame, packet.transport + HEADER, length)?;
+        let length = opaque(packet.payload).checked_sub(HEADER).ok_or(Reason::Malformed)?;
+        let quote = packet.transport + HEADER;
+        let header = F::parse_quoted(frame, quote, length)?;
+        let end = part::end::<F>(frame, quote)?;
+        let quoted = part::without_extensions(&header, &end)?;
         let protocol = Protocol::from_number(quoted.protocol).ok_or(Reason::OtherProtocol)?;
+        if end.part() == Part::Later {
+            return Err(Reason::Fragment);
+        }
         let (_, addressee) = F::addresses(frame, arrival.network).ok_or(Reason::Malformed)?;
-        let (src, dst) = F::addresses(frame, packet.transport + HEADER).ok_or(Reason::Malformed)?;
+        let (src, dst) = F::addresses(frame, quote).ok_or(Reason::Malformed)?;
         if quoted.payload < QUOTED || !F::is_same(&src, &addressee) {
             return Err(Reason::Malformed);
         }
@@ -347,8 +336,8 @@ impl<F: Icmp> Report<F> {
             has_checksum: quoted.payload >= checksum(protocol) + size_of::<u16>(),
             network: arrival.network,
             // To be compared with the frame's end again.
-            message: black_box(packet.transport),
-            transport: black_box(quoted.transport),
+            message: opaque(packet.transport),
+            transport: opaque(quoted.transport),
         })
     }
 

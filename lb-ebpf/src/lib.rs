@@ -6,6 +6,9 @@
 //!                                 no service: the packet passes, untouched byte for byte
 //! ```
 //!
+//! It is the path of three programs, for a program has 512 bytes of stack: [`Program::Plain`] meets every frame, and hands
+//! over to the others what is not a whole TCP segment or UDP datagram right behind its network header.
+//!
 //! The library knows neither aya nor the kernel: frames and tables enter through the traits of [`frame`] and
 //! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`rewrite`],
 //! [`network`], [`transport`] and [`icmp`] ever see a header; everything between works on a [`Packet`].
@@ -25,6 +28,7 @@ pub mod icmp;
 pub mod network;
 pub mod pair;
 pub mod parse;
+pub mod part;
 pub mod rewrite;
 pub mod select;
 pub mod tables;
@@ -33,13 +37,14 @@ pub mod transport;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Protocol, Reason, V4, V6};
+use lb_common::{Family as _, Program, Protocol, Reason, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
     icmp::{Icmp, Message, Report},
-    parse::{Arrival, Packet},
+    parse::{Arrival, Packet, Part},
+    part::Examined,
     tables::{Flow, Flows},
 };
 
@@ -52,13 +57,13 @@ pub struct Verdict {
     pub egress: u32,
 }
 
-/// Takes one frame, which came in through interface `ingress`, down the whole path; counts the verdict.
+/// Takes one frame, which came in through interface `ingress`, down the path of a program; counts the verdict.
 #[inline(always)]
-pub fn process<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Verdict
+pub fn process<M>(program: Program, frame: &mut impl Frame, tables: M, ingress: u32) -> Verdict
 where
     M: Flows<V4> + Flows<V6>,
 {
-    let verdict = match route(frame, tables, ingress) {
+    let verdict = match route(program, frame, tables, ingress) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict { reason, egress: 0 },
     };
@@ -68,18 +73,77 @@ where
 
 /// Chooses the family; `Ok` says how the frame leaves.
 #[inline(always)]
-fn route<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> Result<Verdict, Reason>
+fn route<M>(program: Program, frame: &mut impl Frame, tables: M, ingress: u32) -> Result<Verdict, Reason>
 where
     M: Flows<V4> + Flows<V6>,
 {
     let arrival = Arrival::of(frame, ingress)?;
     if arrival.ether_type == EtherType::Ipv4 as u16 {
-        translate_or_answer::<V4, M>(frame, tables, &arrival)
+        route_family::<V4, M>(program, frame, tables, &arrival)
     } else if arrival.ether_type == EtherType::Ipv6 as u16 {
-        translate_or_answer::<V6, M>(frame, tables, &arrival)
+        route_family::<V6, M>(program, frame, tables, &arrival)
     } else {
         Err(Reason::NotIp)
     }
+}
+
+#[inline(always)]
+fn route_family<F: Icmp, M>(
+    program: Program,
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+) -> Result<Verdict, Reason>
+where
+    M: Flows<V4> + Flows<V6> + Flows<F>,
+{
+    match program {
+        Program::Plain => plain::<F, M>(frame, tables, arrival),
+        Program::Unusual => unusual::<F, M>(frame, tables, arrival),
+        Program::Icmp => translate_error::<F, M>(frame, tables, arrival),
+    }
+}
+
+/// The path of a packet as most are: of a transport that services have, right behind the network header.
+#[inline(always)]
+fn plain<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
+where
+    M: Flows<V4> + Flows<V6> + Flows<F>,
+{
+    let other = match F::parse(frame, arrival.network) {
+        Ok(header) => match Protocol::from_number(header.protocol) {
+            Some(protocol) => {
+                let (ports, seen) = parse::transport::<F>(frame, &header, protocol, Part::Whole)?;
+                let packet = Packet::new(frame, arrival, &header, protocol, ports, seen);
+                return translate_or_answer::<F, M>(frame, tables, arrival, &packet);
+            }
+            None if header.protocol == F::ICMP => Program::Icmp,
+            None => Program::Unusual,
+        },
+        // Also a frame that is longer than what of it lies in one piece looks so.
+        Err(_) => Program::Unusual,
+    };
+    frame.hand_over(tables, arrival.ingress, other)
+}
+
+/// The path of all other packets.
+#[inline(always)]
+fn unusual<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
+where
+    M: Flows<V4> + Flows<V6> + Flows<F>,
+{
+    let mut packet = Packet::EMPTY;
+    if frame.examine::<F, M>(tables, arrival.ingress, &mut packet)? == Examined::Icmp {
+        return frame.hand_over(tables, arrival.ingress, Program::Icmp);
+    }
+    let result = translate_or_answer::<F, M>(frame, tables, arrival, &packet);
+    if packet.part == Part::First {
+        let reason = match result {
+            Ok(Verdict { reason, .. }) | Err(reason) => reason,
+        };
+        part::note(tables, &packet, reason);
+    }
+    result
 }
 
 /// Sends the packet on or, where its hops end here, an answer back.
@@ -88,10 +152,11 @@ fn translate_or_answer<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
+    packet: &Packet<F>,
 ) -> Result<Verdict, Reason> {
-    match translate::<F, M>(frame, tables, arrival) {
+    match translate::<F, M>(frame, tables, arrival, packet) {
         Err(Reason::TtlExpired) => {
-            send_answer::<F, M>(frame, tables, arrival, Reason::TtlExpired, Message::TimeExceeded)
+            send_answer::<F, M>(frame, tables, arrival, packet, Reason::TtlExpired, Message::TimeExceeded)
         }
         settled => settled,
     }
@@ -103,12 +168,14 @@ fn send_answer<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
+    packet: &Packet<F>,
     reason: Reason,
     message: Message,
 ) -> Result<Verdict, Reason> {
-    let ingress = arrival.ingress;
-    if frame.apart(move |frame| answer::answer::<F, M>(frame, tables, ingress, message).is_some()) {
-        Ok(Verdict { reason, egress: ingress })
+    // RFC 1122 section 3.2.2; RFC 4443 section 2.4 has no such rule.
+    let may_be_told = packet.part != Part::Later || F::NUMBER != V4::NUMBER;
+    if may_be_told && frame.answer::<F, M>(tables, message) {
+        Ok(Verdict { reason, egress: arrival.ingress })
     } else {
         Err(reason.unanswered())
     }
@@ -120,18 +187,8 @@ fn translate<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
+    packet: &Packet<F>,
 ) -> Result<Verdict, Reason> {
-    let network = F::parse(frame, arrival.network)?;
-    let Some(protocol) = Protocol::from_number(network.protocol) else {
-        if network.protocol != F::ICMP {
-            return Err(Reason::OtherProtocol);
-        }
-        let ingress = arrival.ingress;
-        let egress = frame.apart(move |frame| translate_error::<F, M>(frame, tables, ingress))?;
-        return Ok(Verdict { reason: Reason::IcmpForwarded, egress });
-    };
-    let (ports, seen) = parse::transport::<F>(frame, &network, protocol)?;
-    let packet = Packet::new(frame, arrival, &network, protocol, ports, seen);
     let known = match tables.likely_flow(&packet.key) {
         Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
         other => other,
@@ -139,7 +196,7 @@ fn translate<F: Icmp, M: Flows<F>>(
     let flow = match known {
         Some(flow) => flow,
         None => {
-            connect::connect(tables, &packet)?;
+            tables.connect(packet)?;
             // The pair may also be another CPU's, which saw a packet of the same connection at the same time.
             tables.flow(&packet.key).ok_or(Reason::TableFull)?
         }
@@ -155,32 +212,31 @@ fn translate<F: Icmp, M: Flows<F>>(
             pair::tell_end(tables, &packet.key, &flow, seen.end());
         }
     }
-    let hop = forward::hop(tables, &packet, &flow)?;
+    let hop = forward::hop(tables, packet, &flow)?;
     // A frame may be longer than the packet in it.
-    if frame.length() > packet.network + tables.smallest_mtu() as usize
-        && let Some(mtu) = forward::too_narrow(tables, &flow, F::length(frame, packet.network))
+    if frame.length() > packet.network() + tables.smallest_mtu() as usize
+        && let Some(mtu) = forward::too_narrow(tables, &flow, F::length(frame, packet.network()))
     {
-        return send_answer::<F, M>(frame, tables, arrival, Reason::TooBig, Message::TooBig(mtu));
+        return send_answer::<F, M>(frame, tables, arrival, packet, Reason::TooBig, Message::TooBig(mtu));
     }
-    rewrite::rewrite(frame, &packet, &flow, &hop).ok_or(Reason::Malformed)?;
+    rewrite::rewrite(frame, packet, &flow, &hop).ok_or(Reason::Malformed)?;
     tables.count_traffic(flow.backend(), flow.side(), frame.length());
     Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
 }
 
-/// Finds the flow that an ICMP error is about, rewrites the error and sends it on; `Ok` holds the interface to leave
-/// through. It goes the way of the packets that would answer the quoted one, but is none of them: it makes no flow, leaves no
-/// trace in one, and is no traffic of the backend, for any router may have sent it.
+/// Finds the flow that an ICMP error is about, rewrites the error and sends it on. It goes the way of the packets that would
+/// answer the quoted one, but is none of them: it makes no flow, leaves no trace in one, and is no traffic of the backend, for
+/// any router may have sent it.
 #[inline(always)]
 fn translate_error<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
-    ingress: u32,
-) -> Result<u32, Reason> {
-    let arrival = Arrival::of(frame, ingress)?;
-    let report = Report::<F>::parse(frame, &arrival)?;
+    arrival: &Arrival,
+) -> Result<Verdict, Reason> {
+    let report = Report::<F>::parse(frame, arrival)?;
     let flow = tables.flow(&report.key).ok_or(Reason::IcmpOfNoConnection)?;
     report.may_travel()?;
     let hop = forward::way(tables, &flow)?;
     report.rewrite(frame, &flow, &hop).ok_or(Reason::Malformed)?;
-    Ok(hop.ifindex)
+    Ok(Verdict { reason: Reason::IcmpForwarded, egress: hop.ifindex })
 }

@@ -5,11 +5,14 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::frame::{Field as _, Frame};
 
+/// IP protocol number of IPv6's fragment header (RFC 8200 section 4.5), which here stands for fragments of IPv4 too.
+pub const FRAGMENT: u8 = 44;
+
 /// What parsing needs of a network header, addresses apart: read with the rest, they would be kept for long where there is
 /// little room.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
-    /// IP protocol number of what follows.
+    /// IP protocol number of what follows; [`FRAGMENT`] for all fragments.
     pub protocol: u8,
     /// Routers that the packet may still pass, this one included.
     pub hops: u8,
@@ -25,7 +28,7 @@ pub trait Network: Family {
     ///
     /// # Errors
     ///
-    /// [`Reason::Malformed`] where it contradicts itself or the frame, [`Reason::Fragment`] for fragments.
+    /// [`Reason::Malformed`] where it contradicts itself or the frame.
     fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason>;
 
     /// Source and destination address in the header at `offset`. `None` if the frame ends before.
@@ -39,7 +42,7 @@ impl Network for V4 {
     #[inline(always)]
     fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason> {
         /// More-fragments flag and fragment offset (RFC 791 section 3.1); what remains is reserved and don't-fragment.
-        const FRAGMENT: u16 = 0x3fff;
+        const PARTS: u16 = 0x3fff;
 
         let header: &Ipv4Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
         let header_length = usize::from(header.vihl & 0x0f) * 4;
@@ -51,11 +54,9 @@ impl Network for V4 {
         {
             return Err(Reason::Malformed);
         }
-        if u16::from_be(header.frags.load()) & FRAGMENT != 0 {
-            return Err(Reason::Fragment);
-        }
+        let is_part = u16::from_be(header.frags.load()) & PARTS != 0;
         Ok(Header {
-            protocol: header.proto,
+            protocol: if is_part { FRAGMENT } else { header.proto },
             hops: header.ttl,
             transport: offset + header_length,
             payload: total_length - header_length,
@@ -82,17 +83,11 @@ impl Network for V4 {
 impl Network for V6 {
     #[inline(always)]
     fn parse(frame: &impl Frame, offset: usize) -> Result<Header, Reason> {
-        /// IPv6's fragment header (RFC 8200 section 4.5).
-        const FRAGMENT: u8 = 44;
-
         let header: &Ipv6Hdr = frame.at(offset).ok_or(Reason::Malformed)?;
         let payload = usize::from(u16::from_be(header.payload_len.load()));
         let [version, ..] = header.vcf;
         if version >> 4 != 6 || payload + offset + size_of::<Ipv6Hdr>() > frame.length() {
             return Err(Reason::Malformed);
-        }
-        if header.next_hdr == FRAGMENT {
-            return Err(Reason::Fragment);
         }
         Ok(Header {
             protocol: header.next_hdr,

@@ -21,7 +21,7 @@ const PROBES: u32 = 16;
 /// # Errors
 ///
 /// [`Reason::PortsExhausted`] or [`Reason::TableFull`]; neither half is in the table then.
-#[inline(never)]
+#[inline(always)]
 pub fn insert<F: Family, M: Flows<F>>(
     tables: M,
     packet: &Packet<F>,

@@ -1,7 +1,7 @@
 //! From a frame to a [`Packet`], all that the stages up to the rewriting know of it.
 
 use lb_common::{Family, FlowKey, Hop, Ports, Protocol, Reason, Seen, Tuple};
-use network_types::eth::EthHdr;
+use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
     frame::{Field as _, Frame, Link},
@@ -44,28 +44,56 @@ impl Arrival {
 
 /// A packet of a transport that services have, in the words of no header.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Packet<F: Family> {
     /// Its flow's key.
     pub key: FlowKey<F>,
     /// The way back to whoever sent it on this link.
     pub back: Hop,
+    /// Its datagram's identification as on the wire, if it is not the whole of it.
+    pub id: u32,
+    network: u16,
+    transport: u16,
+    /// Bytes behind all headers that come before the transport's, if it is not the whole of its datagram.
+    pub length: u16,
+    zeros: u16,
     /// Its transport.
     pub protocol: Protocol,
     /// What it adds to what its direction has seen.
     pub seen: Seen,
     /// Routers that it may still pass, this one included.
     pub hops: u8,
-    /// Offset of the network header.
-    pub network: usize,
-    /// Offset of the transport header.
-    pub transport: usize,
+    /// Which part of its datagram it is.
+    pub part: Part,
 }
 
+/// Which part of a datagram a packet is: one of the constants. Not an enum, for it goes through memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Part(pub(crate) u8);
+
+#[expect(non_upper_case_globals, reason = "they read as the variants that they stand for")]
+impl Part {
+    /// All of it.
+    pub const Whole: Self = Self(0);
+    /// The fragment that the transport header is in.
+    pub const First: Self = Self(1);
+    /// Another one, without ports.
+    pub const Later: Self = Self(2);
+}
+
+/// Offsets behind network headers are smaller, also behind all that extends them: what is beyond is no packet of a service's.
+pub const OFFSETS: usize = 1 << 12;
+
+/// Offsets of network headers are smaller.
+const NETWORK_OFFSETS: usize = 1 << 5;
+
 impl<F: Network> Packet<F> {
-    /// What the headers say together.
+    /// The whole of a datagram, by what its headers say together.
     // Not fallible: an error in its place would share a byte with an address, which the compiler would then write byte by
     // byte, and the hash that reads it as a word would wait for all four.
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "offsets are small")]
     pub fn new(
         frame: &impl Frame,
         arrival: &Arrival,
@@ -79,11 +107,15 @@ impl<F: Network> Packet<F> {
         Self {
             key: FlowKey::new(Tuple { src, dst, ports }, protocol),
             back: arrival.back(frame),
+            id: 0,
+            network: arrival.network as u16,
+            transport: network.transport as u16,
+            length: 0,
+            zeros: 0,
             protocol,
             seen,
             hops: network.hops,
-            network: arrival.network,
-            transport: network.transport,
+            part: Part::Whole,
         }
     }
 }
@@ -98,10 +130,25 @@ pub fn transport<F: Network>(
     frame: &impl Frame,
     network: &network::Header,
     protocol: Protocol,
+    part: Part,
 ) -> Result<(Ports, Seen), Reason> {
+    // A first fragment's transport header speaks of what later ones carry, but is not itself continued in one: what follows the
+    // packet in the frame is none of it.
+    let payload = if part == Part::First {
+        let least = match protocol {
+            Protocol::Tcp => size_of::<TcpHdr>(),
+            Protocol::Udp => size_of::<UdpHdr>(),
+        };
+        if network.payload < least {
+            return Err(Reason::Malformed);
+        }
+        usize::MAX
+    } else {
+        network.payload
+    };
     let seen = match protocol {
-        Protocol::Tcp => Tcp::parse::<F>(frame, network.transport, network.payload)?,
-        Protocol::Udp => Udp::parse::<F>(frame, network.transport, network.payload)?,
+        Protocol::Tcp => Tcp::parse::<F>(frame, network.transport, payload)?,
+        Protocol::Udp => Udp::parse::<F>(frame, network.transport, payload)?,
     };
     // RFC 9293 section 3.1 and RFC 768: both begin with them.
     let ports: &[u8; 4] = frame.at(network.transport).ok_or(Reason::Malformed)?;
@@ -109,6 +156,38 @@ pub fn transport<F: Network>(
 }
 
 impl<F: Family> Packet<F> {
+    /// None.
+    pub const EMPTY: Self = {
+        let nowhere = Tuple { src: F::UNSPECIFIED, dst: F::UNSPECIFIED, ports: Ports::from_wire(0) };
+        Self {
+            key: FlowKey::new(nowhere, Protocol::Udp),
+            back: Hop::new([0; 6], [0; 6], 0),
+            id: 0,
+            network: 0,
+            transport: 0,
+            length: 0,
+            zeros: 0,
+            protocol: Protocol::Udp,
+            seen: Seen::NONE,
+            hops: 0,
+            part: Part::Whole,
+        }
+    };
+
+    /// Offset of the network header.
+    #[inline(always)]
+    pub fn network(&self) -> usize {
+        // Changes nothing: for the verifier, where the packet has been in memory.
+        usize::from(self.network) & (NETWORK_OFFSETS - 1)
+    }
+
+    /// Offset of the transport header, if it has one.
+    #[inline(always)]
+    pub fn transport(&self) -> Option<usize> {
+        // Likewise.
+        (self.part != Part::Later).then_some(usize::from(self.transport) & (OFFSETS - 1))
+    }
+
     /// Whether it is a TCP connection's first packet.
     #[inline(always)]
     pub const fn is_syn(&self) -> bool {

@@ -3,9 +3,11 @@
 use core::ops::Deref;
 
 use lb_common::{
-    Backend, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey, Side, Tick, Tuple,
-    flow::Shared, table::NotInserted,
+    Addr, Backend, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey,
+    Side, Tick, Tuple, flow::Shared, table::NotInserted,
 };
+
+use crate::{connect, icmp::Icmp, parse::Packet};
 
 /// What is shared by both families. Tables are handles: copying one copies nothing of what it holds.
 pub trait Tables: Copy {
@@ -36,6 +38,14 @@ pub trait Tables: Copy {
     fn take_port(self, cursor: u32) -> u32;
     /// How many answers this CPU has given in the tick `now` before this one.
     fn take_answer(self, now: Tick) -> u32;
+    /// What became of the first fragment of that datagram.
+    fn datagram(self, key: &DatagramKey) -> Option<Self::Ref<Datagram>>;
+    /// Notes what became of it.
+    fn note_datagram(self, key: &DatagramKey, datagram: &Datagram);
+    /// Forgets it: all fragments have come.
+    fn forget_datagram(self, key: &DatagramKey);
+    /// Whether that address, of the family with that number, is a service's or one for SNAT.
+    fn is_own(self, addr: &Addr, family: u16) -> bool;
     /// Counts a verdict.
     fn count(self, reason: Reason);
     /// Counts a packet of `bytes` between a backend and its clients.
@@ -55,6 +65,18 @@ pub trait Flows<F: Family>: Tables {
     #[inline(always)]
     fn likely_flow(self, key: &FlowKey<F>) -> Option<Self::Flow> {
         self.flow(key)
+    }
+    /// Calls [`connect::connect`]; there may be a cheaper way to do that than in line.
+    ///
+    /// # Errors
+    ///
+    /// Those of the function.
+    #[inline(always)]
+    fn connect(self, packet: &Packet<F>) -> Result<(), Reason>
+    where
+        F: Icmp,
+    {
+        connect::connect(self, packet)
     }
     /// Adds an entry for packets with that key, never over an existing one; the rest is as [`FlowEntry::begin`] takes it.
     ///

@@ -4,6 +4,7 @@
 mod bookkeeping;
 mod fuzz;
 mod pairs;
+mod parts;
 mod races;
 mod random;
 

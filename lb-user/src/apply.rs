@@ -1,12 +1,12 @@
 //! Carries steps of a plan out on the maps.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     thread,
     time::Duration,
 };
 
-use lb_common::Hop;
+use lb_common::{Hop, Service};
 
 use crate::{flows, maps::Maps, plan::Step, reset::Ending};
 
@@ -15,7 +15,20 @@ const IN_FLIGHT: Duration = Duration::from_millis(10);
 
 /// Carries the steps out in their order. The caller holds the lock for edits.
 pub(crate) fn apply(maps: &mut Maps, steps: &[Step]) -> anyhow::Result<()> {
-    steps.iter().try_for_each(|step| carry_out(maps, step))
+    steps.iter().try_for_each(|step| carry_out(maps, step))?;
+    if steps.iter().any(|step| matches!(step, Step::WriteService { .. })) {
+        note_own_addresses(maps)
+    } else {
+        Ok(())
+    }
+}
+
+/// Tells the data path which addresses services have, and those for SNAT.
+pub(crate) fn note_own_addresses(maps: &mut Maps) -> anyhow::Result<()> {
+    let wanted: BTreeSet<_> = maps.state()?.services.values().flat_map(Service::own_addresses).collect();
+    let present = maps.own_addresses()?;
+    wanted.difference(&present).try_for_each(|address| maps.add_own_address(*address))?;
+    present.difference(&wanted).try_for_each(|address| maps.remove_own_address(*address))
 }
 
 /// Completes or undoes an edit that was killed; says whether there was one. The caller holds the lock for edits.

@@ -103,6 +103,7 @@ impl DataPath {
         maps.scatter_cursors()?;
         let ways = neighbour::resolve(&netlink, order.backend_ips(), PATIENCE).await?;
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
+        program.join(&mut maps)?;
         let mut links = attach(&mut program, &mut maps, &interfaces, &interfaces, order.mode)?;
         mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
         if order.persist {
@@ -135,6 +136,7 @@ impl DataPath {
         let ways = neighbour::resolve(&netlink, backend_ips(&state), PATIENCE).await?;
         let daemon = relieve(order)?;
 
+        program.join(&mut maps)?;
         let (mut links, dropped) = take_over(&mut program, &interfaces, pinned, &modes)?;
         let new: Vec<Link> = interfaces
             .iter()

@@ -14,10 +14,11 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_BPF: u64 = 1 << 39;
 
 /// What the data path needs of the kernel, and since when it has it.
-const NEEDS: [(u8, u8, &str); 3] = [
+const NEEDS: [(u8, u8, &str); 4] = [
     (5, 6, "batch reading of maps"),
     (5, 9, "links for XDP programs"),
     (5, 12, "atomic fetch-and-add in BPF programs"),
+    (5, 18, "XDP on frames in several pieces"),
 ];
 
 /// Whether this process may do what `what` does.

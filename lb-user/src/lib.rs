@@ -22,6 +22,7 @@ mod edit;
 mod error;
 mod events;
 mod flows;
+mod fragments;
 mod host;
 mod links;
 mod lock;

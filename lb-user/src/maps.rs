@@ -1,16 +1,20 @@
 //! The pinned maps: their names, opening them, and typed access. Decides nothing.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, RandomState},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::{
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, PerfEventArray, ProgramArray},
+    programs::ProgramFd,
+};
 use lb_common::{
-    Backend, BackendCounters, Family, Hop, Interface, LAYOUT_VERSION, Meta, Reason, Service, ServiceKey, V4,
-    V6, verdict::ReasonCounters,
+    Backend, BackendCounters, Datagram, DatagramKey, Family, Hop, Interface, LAYOUT_VERSION, Meta, Program,
+    Reason, Service, ServiceKey, V4, V6, control::OwnAddress, verdict::ReasonCounters,
 };
 
 use crate::{batch, plan::State, table::Table};
@@ -33,6 +37,10 @@ pub(crate) mod name {
     pub(crate) const REASONS: &str = "REASONS";
     pub(crate) const META: &str = "META";
     pub(crate) const INTERFACES: &str = "INTERFACES";
+    pub(crate) const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    pub(crate) const DATAGRAMS: &str = "DATAGRAMS";
+    pub(crate) const EARLY: &str = "EARLY";
+    pub(crate) const PROGRAMS: &str = "PROGRAMS";
 }
 
 /// The maps of one balancer.
@@ -52,6 +60,36 @@ pub(crate) struct Maps {
     reasons: PerCpuArray<MapData, ReasonCounters>,
     meta: Array<MapData, Meta>,
     interfaces: HashMap<MapData, u32, Interface>,
+    own_addresses: HashMap<MapData, OwnAddress, u8>,
+    programs: ProgramArray<MapData>,
+}
+
+/// The maps of datagrams that come in fragments.
+pub(crate) struct DatagramMaps {
+    datagrams: HashMap<MapData, DatagramKey, Datagram>,
+    /// Where the program gives early fragments to, a buffer for each CPU.
+    pub(crate) early: PerfEventArray<MapData>,
+}
+
+impl DatagramMaps {
+    /// Opens those pinned in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Maps::open`].
+    pub(crate) fn open(dir: &Path) -> anyhow::Result<Self> {
+        let pins = Pins(dir);
+        Ok(Self { datagrams: pins.open(name::DATAGRAMS)?, early: pins.open(name::EARLY)? })
+    }
+
+    /// What became of the datagram's first fragment, if it has come.
+    pub(crate) fn datagram(&self, key: &DatagramKey) -> anyhow::Result<Option<Datagram>> {
+        match self.datagrams.get(key, 0) {
+            Ok(datagram) => Ok(Some(datagram)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot look a datagram up"),
+        }
+    }
 }
 
 impl Maps {
@@ -103,6 +141,8 @@ impl Maps {
             reasons: pins.open(name::REASONS)?,
             meta,
             interfaces: pins.open(name::INTERFACES)?,
+            own_addresses: pins.open(name::OWN_ADDRESSES)?,
+            programs: pins.open(name::PROGRAMS)?,
         })
     }
 
@@ -251,9 +291,27 @@ impl Maps {
         ignore_missing(self.interfaces.remove(&index))
             .with_context(|| format!("cannot forget interface {index}"))
     }
-}
 
-impl Maps {}
+    /// The addresses of services and those for SNAT, as the data path knows them.
+    pub(crate) fn own_addresses(&self) -> anyhow::Result<BTreeSet<OwnAddress>> {
+        self.own_addresses.keys().collect::<Result<_, _>>().context("cannot read the own addresses")
+    }
+
+    pub(crate) fn add_own_address(&mut self, address: OwnAddress) -> anyhow::Result<()> {
+        self.own_addresses.insert(address, 0, 0).context("cannot write an own address")
+    }
+
+    pub(crate) fn remove_own_address(&mut self, address: OwnAddress) -> anyhow::Result<()> {
+        ignore_missing(self.own_addresses.remove(&address)).context("cannot remove an own address")
+    }
+
+    /// Has the other programs go on in that one from now on.
+    pub(crate) fn set_program(&mut self, program: Program, fd: &ProgramFd) -> anyhow::Result<()> {
+        self.programs
+            .set(program.index(), fd, 0)
+            .with_context(|| format!("cannot enter the program {} into the map of programs", program.name()))
+    }
+}
 
 /// A family's flow table among the maps.
 pub(crate) trait FlowTable: Family {

@@ -7,7 +7,7 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::MapError,
     programs::{
-        ProgramError, Xdp,
+        ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
         links::FdLink,
         loaded_programs,
         xdp::{XdpLink, XdpMode},
@@ -16,7 +16,11 @@ use aya::{
 
 use lb_common::{Meta, table::slots_for};
 
-use crate::{maps::name, netlink::Link, pins};
+use crate::{
+    maps::{Maps, name},
+    netlink::Link,
+    pins,
+};
 
 /// The balancer, compiled for BPF.
 pub static LB: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
@@ -27,9 +31,6 @@ pub static PASS: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 
 /// A generator, a bare forwarder and a sink, compiled for BPF: what benchmarks measure with.
 pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
-
-/// Its name in the object and in the kernel.
-const PROGRAM: &str = "lb";
 
 /// The constant in the object that says how.
 const SEND_BACK_BY_REDIRECT: &str = "SEND_BACK_BY_REDIRECT";
@@ -93,9 +94,11 @@ pub enum ModeChoice {
     Generic,
 }
 
-/// The program, loaded; its maps are pinned in a directory.
+/// The programs, loaded; their maps are pinned in a directory.
 pub(crate) struct Program {
     ebpf: Ebpf,
+    /// One that passes everything.
+    pass: Ebpf,
 }
 
 impl Program {
@@ -121,8 +124,44 @@ impl Program {
             .override_global(SEND_BACK_BY_REDIRECT, &by_redirect, true)
             .load(LB)
             .map_err(|error| explain_load(error, meta.flow_entries / 2))?;
-        load_undisturbed(program(&mut ebpf)?).map_err(explain_verifier)?;
-        Ok(Self { ebpf })
+        for program in lb_common::Program::ALL {
+            load_undisturbed(xdp(&mut ebpf, program.name())?).map_err(explain_verifier)?;
+        }
+        let mut pass = Ebpf::load(PASS).context("cannot load the program that passes everything")?;
+        load_undisturbed(xdp(&mut pass, "pass")?).map_err(explain_verifier)?;
+        Ok(Self { ebpf, pass })
+    }
+
+    /// Has the program that is attached hand over to those that were loaded with this one.
+    pub(crate) fn join(&mut self, maps: &mut Maps) -> anyhow::Result<()> {
+        for program in lb_common::Program::ALL {
+            maps.set_program(program, xdp(&mut self.ebpf, program.name())?.fd()?)?;
+        }
+        Ok(())
+    }
+
+    /// Has a frame come in once more through an interface that the program is attached to in that mode.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: among others, the frame is longer than a page has room for.
+    pub(crate) fn play_in(&self, frame: &[u8], interface: u32, mode: Mode) -> anyhow::Result<()> {
+        // In generic mode what passes here meets the program in the network stack, as everything does.
+        let (ebpf, name) = match mode {
+            Mode::Native => (&self.ebpf, lb_common::Program::Plain.name()),
+            Mode::Generic => (&self.pass, "pass"),
+        };
+        let program: &Xdp = ebpf.program(name).context("the object lacks a program")?.try_into()?;
+        let context = xdp_md(u32::try_from(frame.len())?, interface);
+        program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                ctx_in: Some(&context),
+                attrs: TestRunAttrs::new().xdp_live_frames(1),
+                ..TestRunOptions::new()
+            })
+            .map(drop)
+            .context("the kernel does not take a fragment that was kept back")
     }
 
     /// Attaches the program to an interface. It is detached when the link is dropped.
@@ -198,8 +237,22 @@ pub fn load_undisturbed(program: &mut Xdp) -> Result<(), ProgramError> {
 }
 
 fn program(ebpf: &mut Ebpf) -> anyhow::Result<&mut Xdp> {
-    let program = ebpf.program_mut(PROGRAM).context("the object holds no program 'lb'")?;
+    xdp(ebpf, lb_common::Program::Plain.name())
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object holds no program '{name}'"))?;
     Ok(program.try_into()?)
+}
+
+/// `struct xdp_md` of linux/bpf.h for a frame of that length: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+/// egress_ifindex.
+fn xdp_md(length: u32, interface: u32) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    for (to, word) in bytes.chunks_exact_mut(4).zip([0, length, 0, interface, 0, 0]) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
 }
 
 fn explain_load(error: EbpfError, connections: u32) -> anyhow::Error {

@@ -27,6 +27,7 @@ use crate::{
     data_path::{Attached, DataPath, mtus_of, publish_hops},
     edit,
     events::Events,
+    fragments::Fragments,
     host, links,
     lock::{self, Lock},
     maps::Maps,
@@ -186,7 +187,8 @@ impl Stop {
 /// A balancer that is attached. Fields are dropped in their order: first the links, last the lock.
 struct Running {
     links: Vec<(Link, FdLink)>,
-    program: Program,
+    /// The program, and who takes its early fragments; taken out to serve.
+    program: Option<(Program, Fragments)>,
     maps: Maps,
     watch: Watch,
     /// Of the interfaces in `links`.
@@ -213,6 +215,8 @@ impl Running {
         edit::warn_of_obstacles(&ways, &attached, true);
         edit::warn_if_foreign(&netlink, &own_ips(&state)).await?;
         events.know(links.iter().map(|attached| &attached.link));
+        let modes = links.iter().map(|attached| (attached.link.index, attached.mode)).collect();
+        let fragments = Fragments::open(&order.dir, modes)?;
         say_ready(&links, &state)?;
         let undo = match undo {
             Some(undo) if order.persist => {
@@ -224,7 +228,7 @@ impl Running {
         Ok(Self {
             mtus: mtus_of(&links),
             links: links.into_iter().map(|Attached { link, fd, .. }| (link, fd)).collect(),
-            program,
+            program: Some((program, fragments)),
             maps,
             watch,
             events,
@@ -237,12 +241,14 @@ impl Running {
 
     async fn serve_until(mut self, stop: &mut Stop) -> anyhow::Result<()> {
         let sweeper = sweep::forever(Maps::open(&self.dir)?);
-        let logs = logs(&mut self.program, self.log_level)?;
+        let (mut program, fragments) = self.program.take().context("nobody serves twice")?;
+        let logs = logs(&mut program, self.log_level)?;
         let served = tokio::select! {
             () = stop.requested() => Ok(()),
             result = self.control() => result.map(|never| match never {}),
             never = sweeper => match never {},
             result = logs => result.map(|never| match never {}),
+            result = fragments.play_in(&program) => result.map(|never| match never {}),
         };
         let Some(undo) = self.undo else {
             log::info!("leaving the data path running");
@@ -250,7 +256,7 @@ impl Running {
         };
         log::info!("detaching");
         drop(self.links);
-        drop(self.program);
+        drop(program);
         undo.now().and(served)
     }
 
@@ -287,6 +293,7 @@ impl Running {
                     let present = self.maps.meta()?.generation;
                     if present != generation {
                         generation = present;
+                        self.note_own_addresses()?;
                         let ips = backend_ips(&self.maps.state()?);
                         // Also a new backend at an address that was watched before has to get its next hop.
                         let changed = self.watch.follow(ips).await.map(|()| true);
@@ -311,6 +318,15 @@ impl Running {
             log::info!("an edit that was killed has been repaired");
         }
         Ok(())
+    }
+
+    /// An edit does that itself, unless it is killed just then.
+    fn note_own_addresses(&mut self) -> anyhow::Result<()> {
+        match lock::try_edit(&self.dir)? {
+            Some(_lock) => apply::note_own_addresses(&mut self.maps),
+            // Another edit is going on, which does it.
+            None => Ok(()),
+        }
     }
 
     /// A question to the kernel that goes wrong is asked again soon; the balancer goes on meanwhile.

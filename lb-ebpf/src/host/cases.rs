@@ -495,6 +495,56 @@ macro_rules! every_case {
             what_must_not_be_answered_is_dropped,
             what_is_larger_than_its_way_out_is_answered_with_the_mtu,
             an_mtu_that_is_not_known_is_no_limit,
+            fragments_are_translated_like_the_whole,
+            large_fragments_are_translated,
+            with_one_arm_fragments_leave_where_they_came_in,
+            fragments_keep_ipv4_options,
+            fragments_of_udp_without_a_checksum_keep_it_so_over_ipv4,
+            a_first_fragment_of_udp_without_a_checksum_passes_over_ipv6,
+            padding_of_fragments_is_kept,
+            a_wrong_checksum_of_fragments_stays_wrong,
+            a_first_fragment_opens_a_connection,
+            fragments_of_tcp_of_no_connection_pass,
+            later_fragments_come_in_any_order,
+            fragments_of_several_datagrams_come_mixed,
+            an_identification_is_its_senders_own,
+            an_identification_is_its_protocols_own_over_ipv4,
+            every_bit_of_an_identification_counts,
+            an_identification_is_that_of_the_last_first_fragment,
+            what_follows_a_first_fragment_that_passed_passes,
+            what_follows_a_first_fragment_that_was_dropped_is_dropped,
+            a_dropped_datagram_may_be_sent_again,
+            a_first_fragment_whose_hops_end_here_is_answered,
+            a_first_fragment_larger_than_its_way_out_is_answered,
+            a_later_fragment_whose_hops_end_here_is_answered_over_ipv6_only,
+            each_fragment_has_one_hop_less,
+            fragments_to_others_pass,
+            fragments_of_other_protocols_pass,
+            a_first_fragment_without_a_whole_transport_header_passes,
+            a_first_fragment_may_end_in_tcp_options,
+            a_fragment_cut_off_anywhere_passes,
+            fragments_follow_their_connections_way,
+            fragments_of_a_ping_do_not_disturb_those_of_a_connection,
+            extension_headers_are_passed_over,
+            a_connection_may_open_behind_extension_headers,
+            up_to_eight_extension_headers_are_passed_over,
+            atomic_fragments_are_whole_packets,
+            fragments_may_be_behind_extension_headers,
+            extension_headers_in_a_first_fragment_leave_all_of_it_to_the_kernel,
+            other_protocols_behind_extension_headers_pass,
+            what_is_refused_is_refused_behind_extension_headers,
+            the_last_hop_ends_here_behind_extension_headers,
+            extension_headers_longer_than_the_packet_pass,
+            packets_cut_off_in_extension_headers_pass,
+            icmp_errors_behind_extension_headers_are_translated,
+            other_icmp_behind_extension_headers_passes,
+            icmp_errors_quote_extension_headers,
+            icmp_errors_that_quote_no_end_of_extension_headers_pass,
+            icmp_errors_quote_first_fragments,
+            icmp_errors_that_quote_later_fragments_pass,
+            routing_headers_with_addresses_left_are_passed_over,
+            numbers_of_extension_headers_are_no_such_over_ipv4,
+            an_extension_header_is_known_by_its_number,
         }
     };
 }
@@ -523,8 +573,9 @@ macro_rules! rules {
 
 // Behind the macro that they are written with.
 mod icmp;
+mod parts;
 
-pub use self::icmp::*;
+pub use self::{icmp::*, parts::*};
 
 rules! {
     /// From the first packet to the last.
@@ -1161,12 +1212,6 @@ fn foreign(request: &Packet) -> Vec<(Reason, Vec<u8>)> {
                 [47, 50, 132, 44]
                     .map(|protocol| (Reason::OtherProtocol, with(&good, ETHERNET + 9, protocol))),
             );
-            // More fragments, a later one, the last one; the reserved flag makes none.
-            for flags in [0x2000, 0x2001, 0x0001, 0x1fff, 0x6000] {
-                let mut fragment = good.clone();
-                set(&mut fragment, ETHERNET + 6, flags);
-                frames.push((Reason::Fragment, fragment));
-            }
         }
         (IpAddr::V6(client), IpAddr::V6(vip)) => {
             let ip = |to| PacketBuilder::ethernet2(from, to).ipv6(client.octets(), vip.octets(), 255);
@@ -1177,11 +1222,10 @@ fn foreign(request: &Packet) -> Vec<(Reason, Vec<u8>)> {
             let step = ip(multicast).icmpv6_raw(TYPE_NEIGHBOR_SOLICITATION, 0, [0; 4]);
             step.write(&mut solicitation, &vip.octets()).expect("a short packet");
             frames.push((Reason::OtherProtocol, solicitation));
-            // Hop-by-hop options, routing, destination options, ESP, none, and IPv4's ICMP.
+            // ESP, authentication, none, mobility, and IPv4's ICMP.
             frames.extend(
-                [0, 43, 60, 50, 59, 1].map(|next| (Reason::OtherProtocol, with(&good, ETHERNET + 6, next))),
+                [50, 51, 59, 135, 1].map(|next| (Reason::OtherProtocol, with(&good, ETHERNET + 6, next))),
             );
-            frames.push((Reason::Fragment, with(&good, ETHERNET + 6, 44)));
         }
         (client, vip) => panic!("{client} and {vip} are of two families"),
     }

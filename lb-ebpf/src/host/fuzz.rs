@@ -20,8 +20,8 @@ use super::{
     HostTables,
     cases::{self, CLIENTS, ELSEWHERE, Ip, Kind, Outcome, PORT, SERVERS, hop, process},
     packet::{
-        Control, ETHERNET, IcmpError, Places, checksums_hold, error_checksums_hold, fit_lengths,
-        mend_checksums, turned_back,
+        Control, ETHERNET, Extension, IcmpError, Places, checksums_hold, error_checksums_hold, extended,
+        fit_lengths, is_translation, mend_checksums, turned_back,
     },
     random::Random,
 };
@@ -158,10 +158,11 @@ impl Fuzzer {
         }
     }
 
-    /// Leaves all answers of a tick to be sent.
+    /// Leaves all answers of a tick to be sent, and no datagram of which fragments may still come: those last for some ticks.
     pub fn forget_answers(&self) {
         const SOME_TICKS: Duration = Duration::from_secs(1);
         self.tables.advance(SOME_TICKS);
+        self.tables.forget_datagrams();
     }
 
     fn take(&mut self, least: usize) -> Step {
@@ -285,6 +286,14 @@ impl Fuzzer {
             Control::SYN.or(Control::FIN),
             Control::NONE,
         ];
+        const EXTENSIONS: [Extension; 6] = [
+            Extension::HopByHop(6),
+            Extension::Destination(14),
+            Extension::Routing(0, 22),
+            Extension::Routing(1, 22),
+            Extension::Atomic(1),
+            Extension::Destination(254),
+        ];
         let random = &mut self.random;
         let (length, places) = (frame.len(), Places::of(frame));
         if length == 0 {
@@ -293,7 +302,7 @@ impl Fuzzer {
         }
         let end = if random.once_in(8) { length } else { length.min(HEADERS) };
         let at = random.below(end);
-        match random.below(12) {
+        match random.below(14) {
             0 => frame[at] = random.byte(),
             1 => frame[at] ^= 1 << random.below(8),
             2 => {
@@ -335,6 +344,13 @@ impl Fuzzer {
                 let which = random.choose(&[0, 2]);
                 set(frame, places.map(|places| places.transport + which), &port);
             }
+            11 => make_part(random, frame),
+            12 => {
+                let extension = random.choose(&EXTENSIONS);
+                if can_be_extended(frame) {
+                    *frame = extended(frame, &[extension]);
+                }
+            }
             // IPv4's header length, which says how many options there are.
             _ => {
                 let version = frame.get(ETHERNET).map_or(0, |first| first & 0xf0);
@@ -349,14 +365,15 @@ impl Step {
         let (before, after) = (&self.frame, &self.outcome.frame);
         match self.outcome.reason.action() {
             Action::Forward => {
-                let hold: fn(&[u8]) -> bool = if self.outcome.reason == Reason::IcmpForwarded {
-                    error_checksums_hold
-                } else {
-                    checksums_hold
-                };
                 rule(self.outcome.egress != 0, || "a forwarded frame leaves nowhere".into())?;
                 rule(after.len() == before.len(), || "a forwarded frame has another length".into())?;
-                rule(!hold(before) || hold(after), || "right checksums became wrong".into())
+                if self.outcome.reason == Reason::IcmpForwarded {
+                    let hold = error_checksums_hold;
+                    return rule(!hold(before) || hold(after), || "right checksums became wrong".into());
+                }
+                let hold = checksums_hold;
+                rule(!hold(before) || hold(after), || "right checksums became wrong".into())?;
+                rule(is_translation(before, after), || "a forwarded frame is no translation".into())
             }
             Action::Answer => {
                 /// RFC 1812 section 4.3.2.3, RFC 4443 section 2.4(c).
@@ -371,6 +388,30 @@ impl Step {
                 rule(after == before, || "what is not sent was touched".into())
             }
         }
+    }
+}
+
+/// Whether there is an IPv6 header, of a packet that is not too long already.
+fn can_be_extended(frame: &[u8]) -> bool {
+    frame.len() >= ETHERNET + 40 && frame[ETHERNET] >> 4 == 6 && frame[ETHERNET + 4] < 0xf0
+}
+
+/// Makes a fragment of what is not too short for one, with one of few identifications.
+fn make_part(random: &mut Random, frame: &mut Vec<u8>) {
+    let id = random.byte() % 4;
+    let (offset, more) = random.choose(&[(0, 1), (0, 1), (1, 0), (1, 1), (0x1fff, 0), (0, 0)]);
+    let of_v4: u16 = more << 13 | offset;
+    let of_v6: u16 = offset << 3 | more;
+    match frame.get(ETHERNET).map(|first| first >> 4) {
+        Some(4) => {
+            set(frame, Some(ETHERNET + 4), &[0, id]);
+            set(frame, Some(ETHERNET + 6), &of_v4.to_be_bytes());
+        }
+        Some(6) if can_be_extended(frame) => {
+            *frame = extended(frame, &[Extension::Atomic(id.into())]);
+            set(frame, Some(ETHERNET + 40 + 2), &of_v6.to_be_bytes());
+        }
+        _ => {}
     }
 }
 

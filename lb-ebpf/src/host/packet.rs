@@ -8,7 +8,9 @@ use core::{
 use std::{vec, vec::Vec};
 
 use etherparse::{
-    IpHeaders, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, PacketBuilder, TcpHeader, ip_number,
+    IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv6FlowLabel, Ipv6FragmentHeader,
+    Ipv6FragmentHeaderSlice, Ipv6Header, Ipv6HeaderSlice, Ipv6RawExtHeader, Ipv6RawExtHeaderSlice,
+    PacketBuilder, TcpHeader, ip_number,
 };
 use lb_common::Protocol;
 
@@ -65,6 +67,71 @@ impl BitOr for Control {
     }
 }
 
+/// A header between IPv6's and what the packet carries (RFC 8200 section 4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// Hop-by-hop options of so many bytes: six, and eights more.
+    HopByHop(u8),
+    /// Destination options, likewise.
+    Destination(u8),
+    /// A routing header with so many addresses left to be visited, and so many bytes behind its length, likewise.
+    Routing(u8, u8),
+    /// A fragment header of a datagram that is whole (RFC 6946), with that identification.
+    Atomic(u32),
+}
+
+impl Extension {
+    const fn number(self) -> IpNumber {
+        match self {
+            Self::HopByHop(_) => ip_number::IPV6_HEADER_HOP_BY_HOP,
+            Self::Destination(_) => ip_number::IPV6_DESTINATION_OPTIONS,
+            Self::Routing(..) => ip_number::IPV6_ROUTE_HEADER,
+            Self::Atomic(_) => ip_number::IPV6_FRAGMENTATION_HEADER,
+        }
+    }
+
+    /// The header in front of what has the number `next`.
+    fn bytes(self, next: IpNumber) -> Vec<u8> {
+        /// An experimental option that is passed over (RFC 4727 section 3.2), and an experimental routing type.
+        const OPTION: u8 = 0x1e;
+        const ROUTING: u8 = 253;
+        let raw = |first: [u8; 2], length: u8| {
+            let mut content = vec![0xc5; length.into()];
+            content[..2].copy_from_slice(&first);
+            let header = Ipv6RawExtHeader::new_raw(next, &content).expect("six bytes, and eights more");
+            header.to_bytes().to_vec()
+        };
+        match self {
+            Self::HopByHop(length) | Self::Destination(length) => raw([OPTION, length - 2], length),
+            Self::Routing(left, length) => raw([ROUTING, left], length),
+            Self::Atomic(id) => {
+                Ipv6FragmentHeader::new(next, IpFragOffset::ZERO, false, id).to_bytes().to_vec()
+            }
+        }
+    }
+
+    /// Those headers in front of what has the number `last`, and the number of the first of all.
+    fn chain(extensions: &[Self], last: IpNumber) -> (IpNumber, Vec<u8>) {
+        extensions.iter().rev().fold((last, Vec::new()), |(next, behind), extension| {
+            (extension.number(), [extension.bytes(next), behind].concat())
+        })
+    }
+}
+
+/// A frame with IPv6 that has those headers as well, before all that follow IPv6's.
+///
+/// # Panics
+///
+/// If there is no IPv6 in it, or the packet becomes too long.
+pub fn extended(frame: &[u8], extensions: &[Extension]) -> Vec<u8> {
+    let (mut header, rest) = Ipv6Header::from_slice(&frame[ETHERNET..]).expect("an IPv6 header");
+    let (next, headers) = Extension::chain(extensions, header.next_header);
+    let length = headers.len() + usize::from(header.payload_length);
+    header.next_header = next;
+    header.set_payload_length(length).expect("the packet is not too long");
+    [&frame[..ETHERNET], &header.to_bytes(), &headers, rest].concat()
+}
+
 /// A TCP segment or UDP datagram, in its packet, in its frame.
 #[derive(Clone, Debug)]
 pub struct Packet {
@@ -80,6 +147,8 @@ pub struct Packet {
     pub hops: u8,
     /// Options of the IPv4 header, a multiple of four bytes.
     pub ip_options: Vec<u8>,
+    /// What follows the IPv6 header.
+    pub extensions: Vec<Extension>,
     /// The transport.
     pub protocol: Protocol,
     /// TCP's control bits.
@@ -102,6 +171,7 @@ impl Packet {
             dst,
             hops: 64,
             ip_options: Vec::new(),
+            extensions: Vec::new(),
             protocol,
             control: Control::SYN,
             tcp_options: Vec::new(),
@@ -112,7 +182,8 @@ impl Packet {
 
     /// Offset in the frame of the transport header.
     pub fn transport_offset(&self) -> usize {
-        ETHERNET + if self.src.is_ipv4() { IPV4 + self.ip_options.len() } else { IPV6 }
+        let (_, extensions) = Extension::chain(&self.extensions, self.number());
+        ETHERNET + if self.src.is_ipv4() { IPV4 + self.ip_options.len() } else { IPV6 + extensions.len() }
     }
 
     /// Offset in the frame of the transport checksum.
@@ -136,8 +207,75 @@ impl Packet {
             Protocol::Udp => ip.udp(self.src.port(), self.dst.port()).write(&mut frame, &self.payload),
         }
         .expect("the packet is not too long");
+        if !self.extensions.is_empty() {
+            frame = extended(&frame, &self.extensions);
+        }
         frame.extend(&self.trailer);
         frame
+    }
+
+    const fn number(&self) -> IpNumber {
+        match self.protocol {
+            Protocol::Tcp => ip_number::TCP,
+            Protocol::Udp => ip_number::UDP,
+        }
+    }
+
+    /// The frames of the packet's fragments, which begin at those bytes of what is fragmented (eights), and at its start.
+    ///
+    /// # Panics
+    ///
+    /// If there cannot be such fragments.
+    pub fn fragments(&self, id: u32, cuts: &[usize]) -> Vec<Vec<u8>> {
+        self.cut(&self.frame(), id, cuts)
+    }
+
+    /// As [`Packet::fragments`], of a frame that the packet has in place of its own.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    pub fn cut(&self, frame: &[u8], id: u32, cuts: &[usize]) -> Vec<Vec<u8>> {
+        // RFC 8200 section 4.5: 'all headers up to and including the Routing header if present, else the Hop-by-Hop
+        // Options header if present'.
+        let is_of_each =
+            |extension: &Extension| matches!(extension, Extension::HopByHop(_) | Extension::Routing(..));
+        let of_each = self.extensions.iter().rposition(is_of_each).map_or(0, |last| last + 1);
+        let (of_each, of_first) = self.extensions.split_at(of_each);
+        let (fragmented, _) = Extension::chain(of_first, self.number());
+        let (next, of_each) = Extension::chain(of_each, ip_number::IPV6_FRAGMENTATION_HEADER);
+        let (link, packet) = frame.split_at(ETHERNET);
+        let start = if self.src.is_ipv4() { IPV4 + self.ip_options.len() } else { IPV6 + of_each.len() };
+        let content = &packet[start..packet.len() - self.trailer.len()];
+        let starts = [0].iter().chain(cuts);
+        let ends = cuts.iter().copied().chain([content.len()]);
+        starts
+            .zip(ends)
+            .map(|(&start, end)| {
+                assert_eq!(start % 8, 0, "fragments begin at multiples of eight bytes");
+                let offset =
+                    u16::try_from(start / 8).ok().and_then(|eights| IpFragOffset::try_new(eights).ok());
+                let (offset, more) = (offset.expect("thirteen bits"), end < content.len());
+                let part = &content[start..end];
+                let headers = if self.src.is_ipv4() {
+                    let (mut header, _) = Ipv4Header::from_slice(packet).expect("an IPv4 header");
+                    header.identification = u16::try_from(id).expect("sixteen bits");
+                    header.dont_fragment = false;
+                    (header.fragment_offset, header.more_fragments) = (offset, more);
+                    header.set_payload_len(part.len()).expect("the packet is not too long");
+                    header.header_checksum = header.calc_header_checksum();
+                    header.to_bytes().to_vec()
+                } else {
+                    let (mut header, _) = Ipv6Header::from_slice(packet).expect("an IPv6 header");
+                    let fragment = Ipv6FragmentHeader::new(fragmented, offset, more, id).to_bytes();
+                    header.next_header = next;
+                    let length = of_each.len() + fragment.len() + part.len();
+                    header.set_payload_length(length).expect("the packet is not too long");
+                    [&header.to_bytes()[..], &of_each, &fragment].concat()
+                };
+                [link, &headers, part].concat()
+            })
+            .collect()
     }
 
     /// The frame of a UDP datagram whose sender computed no checksum.
@@ -255,15 +393,59 @@ impl IcmpError {
     }
 }
 
-/// Whether a frame with TCP, UDP or ICMP in an unfragmented packet has no wrong checksum, by sums from scratch (RFC 1071).
-/// UDP over IPv4 may do without one. It has not if it is no such frame.
+/// Whether a frame with TCP, UDP or ICMP has no wrong checksum, by sums from scratch (RFC 1071). UDP over IPv4 may do without
+/// one; of a fragment only the network header's can be judged. It has not if it is no such frame.
 pub fn checksums_hold(frame: &[u8]) -> bool {
     let Some(parts) = Parts::of(frame) else { return false };
     let transport = &frame[parts.transport.clone()];
-    let none = parts.is_udp() && transport[6..8] == [0, 0];
     let network_holds = parts.is_v6 || sum(&[&frame[parts.header.clone()]]) == 0xffff;
-    let transport_holds = if none { !parts.is_v6 } else { sum(&[&parts.pseudo_header, transport]) == 0xffff };
+    let transport_holds = if parts.piece != Piece::Whole {
+        true
+    } else if parts.is_udp() && transport[6..8] == [0, 0] {
+        !parts.is_v6
+    } else {
+        sum(&[&parts.pseudo_header, transport]) == 0xffff
+    };
     network_holds && transport_holds
+}
+
+/// Whether a frame with TCP or UDP, or with a fragment of them, has become one that differs from it only as a translation does:
+/// in MAC addresses, addresses, hops, ports, and in checksums exactly by as much as in those.
+pub fn is_translation(before: &[u8], after: &[u8]) -> bool {
+    let (Some(old), Some(new)) = (Parts::of(before), Parts::of(after)) else { return false };
+    let alike = (old.piece, old.protocol, &old.header, &old.transport)
+        == (new.piece, new.protocol, &new.header, &new.transport)
+        && before[12..ETHERNET] == after[12..ETHERNET]
+        && before.len() == after.len();
+    if !alike {
+        return false;
+    }
+    let (start, end) = (old.transport.start, old.transport.end);
+    let same = |range: Range<usize>| before[range.clone()] == after[range];
+    // Words that change with their checksum keep their sum.
+    let keeps_sum = |range: Range<usize>, old: &[u8], new: &[u8]| {
+        sum(&[old, &before[range.clone()]]) == sum(&[new, &after[range]])
+    };
+    let network = if old.is_v6 {
+        // But for hops and addresses.
+        same(ETHERNET..ETHERNET + 7) && same(old.header.end..start)
+    } else {
+        same(ETHERNET..ETHERNET + 8)
+            && same(ETHERNET + 9..ETHERNET + 10)
+            && same(ETHERNET + IPV4..start)
+            && keeps_sum(old.header.clone(), &[], &[])
+    };
+    let transport = if old.piece == Piece::Later {
+        same(start..end)
+    } else {
+        let checksum = start + old.checksum;
+        let none = |frame: &[u8]| old.is_udp() && frame[checksum..checksum + 2] == [0, 0];
+        same(start + 4..checksum)
+            && same(checksum + 2..end)
+            && none(before) == none(after)
+            && (none(before) || keeps_sum(start..end, &old.pseudo_header, &new.pseudo_header))
+    };
+    network && transport && same(end..before.len())
 }
 
 /// Whether an ICMP error has no wrong checksum: its own, and of what it quotes those that can be judged. It has not if the
@@ -285,7 +467,7 @@ pub fn error_checksums_hold(frame: &[u8]) -> bool {
 pub fn mend_checksums(frame: &mut [u8]) {
     if let Some(mut quoted) = quoted_frame(frame) {
         mend_packet(&mut quoted);
-        let start = frame.len().min(quote_offset(frame));
+        let start = quote_offset(frame).unwrap_or(frame.len());
         let end = start + quoted.len() - ETHERNET;
         frame[start..end].copy_from_slice(&quoted[ETHERNET..]);
     }
@@ -307,7 +489,75 @@ fn mend_packet(frame: &mut [u8]) {
     if !parts.is_v6 {
         store(parts.header.start + IN_IPV4, parts.header.clone(), &[]);
     }
-    store(parts.transport.start + parts.checksum, parts.transport.clone(), &parts.pseudo_header);
+    if parts.piece == Piece::Whole {
+        store(parts.transport.start + parts.checksum, parts.transport.clone(), &parts.pseudo_header);
+    }
+}
+
+/// Which part of its datagram a packet has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Whole,
+    /// That with the transport header.
+    First,
+    /// Another one.
+    Later,
+}
+
+/// What is behind an IP header and all that extends it, as far as it is there; the judge's own walk.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    is_v6: bool,
+    protocol: IpNumber,
+    piece: Piece,
+    /// Bytes of the IP header alone.
+    header: usize,
+    /// Bytes before what is at the end.
+    at: usize,
+}
+
+impl End {
+    /// `None` without a whole IP header.
+    fn of(packet: &[u8]) -> Option<Self> {
+        let piece = |offset: IpFragOffset, more| match (offset.value(), more) {
+            (0, false) => Piece::Whole,
+            (0, true) => Piece::First,
+            _ => Piece::Later,
+        };
+        if packet.first()? >> 4 == 4 {
+            let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
+            let at = header.slice().len();
+            let piece = piece(header.fragments_offset(), header.more_fragments());
+            return Some(Self { is_v6: false, protocol: header.protocol(), piece, header: at, at });
+        }
+        let header = Ipv6HeaderSlice::from_slice(packet).ok()?;
+        let mut end =
+            Self { is_v6: true, protocol: header.next_header(), piece: Piece::Whole, header: IPV6, at: IPV6 };
+        // What a later fragment begins with is no header.
+        while end.piece != Piece::Later {
+            let rest = &packet[end.at..];
+            match end.protocol {
+                ip_number::IPV6_FRAGMENTATION_HEADER => {
+                    let Ok(fragment) = Ipv6FragmentHeaderSlice::from_slice(rest) else { break };
+                    match piece(fragment.fragment_offset(), fragment.more_fragments()) {
+                        Piece::Whole => {}
+                        other => end.piece = other,
+                    }
+                    end.protocol = fragment.next_header();
+                    end.at += fragment.slice().len();
+                }
+                ip_number::IPV6_HEADER_HOP_BY_HOP
+                | ip_number::IPV6_DESTINATION_OPTIONS
+                | ip_number::IPV6_ROUTE_HEADER => {
+                    let Ok(extension) = Ipv6RawExtHeaderSlice::from_slice(rest) else { break };
+                    end.protocol = extension.next_header();
+                    end.at += extension.slice().len();
+                }
+                _ => break,
+            }
+        }
+        Some(end)
+    }
 }
 
 /// Where fields are in a frame with an IP header that is there as a whole; what follows may be cut off.
@@ -315,25 +565,19 @@ fn mend_packet(frame: &mut [u8]) {
 pub struct Places {
     is_v6: bool,
     protocol: IpNumber,
+    piece: Piece,
     /// The number of hops.
     pub hops: usize,
-    /// The transport header, or ICMP's.
+    /// The transport header, or ICMP's; of a later fragment, what it carries.
     pub transport: usize,
 }
 
 impl Places {
     /// `None` without a whole IP header.
     pub fn of(frame: &[u8]) -> Option<Self> {
-        let packet = frame.get(ETHERNET..)?;
-        let header = header_length(packet);
-        let (is_v6, hops, protocol) = match packet.first()? >> 4 {
-            4 => (false, 8, 9),
-            6 => (true, 7, 6),
-            _ => return None,
-        };
-        let protocol = IpNumber(*packet.get(protocol)?);
-        let whole = header >= IPV4 && packet.len() >= header;
-        whole.then_some(Self { is_v6, protocol, hops: ETHERNET + hops, transport: ETHERNET + header })
+        let End { is_v6, protocol, piece, at, .. } = End::of(frame.get(ETHERNET..)?)?;
+        let hops = ETHERNET + if is_v6 { 7 } else { 8 };
+        Some(Self { is_v6, protocol, piece, hops, transport: ETHERNET + at })
     }
 
     /// TCP's control bits.
@@ -369,7 +613,7 @@ pub fn turned_back(frame: &[u8]) -> Vec<u8> {
     };
     swap([0, 6], 6);
     swap(places.addresses(), if places.is_v6 { 16 } else { 4 });
-    if matches!(places.protocol, ip_number::TCP | ip_number::UDP) {
+    if matches!(places.protocol, ip_number::TCP | ip_number::UDP) && places.piece != Piece::Later {
         swap([places.transport, places.transport + 2], 2);
     }
     back
@@ -386,11 +630,11 @@ pub fn fit_lengths(frame: &mut [u8]) {
         }
     };
     if places.is_v6 {
-        store(ETHERNET + 4, places.transport);
+        store(ETHERNET + 4, ETHERNET + IPV6);
     } else {
         store(ETHERNET + 2, ETHERNET);
     }
-    if places.protocol == ip_number::UDP {
+    if places.protocol == ip_number::UDP && places.piece == Piece::Whole {
         store(places.transport + 4, places.transport);
     }
 }
@@ -399,8 +643,9 @@ pub fn fit_lengths(frame: &mut [u8]) {
 const ICMP: usize = 8;
 
 /// Where in the frame of an ICMP error its quotation begins.
-fn quote_offset(frame: &[u8]) -> usize {
-    ETHERNET + header_length(&frame[ETHERNET..]) + ICMP
+fn quote_offset(frame: &[u8]) -> Option<usize> {
+    let parts = Parts::of(frame).filter(Parts::is_icmp)?;
+    Some(parts.transport.start + ICMP)
 }
 
 /// What an ICMP error quotes, as a frame.
@@ -422,7 +667,8 @@ fn header_length(packet: &[u8]) -> usize {
 struct Parts {
     is_v6: bool,
     protocol: IpNumber,
-    /// Offsets in the frame.
+    piece: Piece,
+    /// Offsets in the frame: of the IP header alone, of what is behind it and all that extends it.
     header: Range<usize>,
     transport: Range<usize>,
     /// Of the transport's checksum, in its header.
@@ -431,37 +677,33 @@ struct Parts {
 }
 
 impl Parts {
-    /// `None` if the frame does not hold them whole.
+    /// `None` if the frame does not hold them whole. A later fragment has none, whatever it is one of.
     fn of(frame: &[u8]) -> Option<Self> {
         let packet = frame.get(ETHERNET..)?;
+        let End { is_v6, protocol, piece, header, at } = End::of(packet)?;
         let number =
             |at: usize| Some(usize::from(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?])));
-        let header = header_length(packet);
-        let (is_v6, protocol, addresses, end) = match packet.first()? >> 4 {
-            4 => (false, *packet.get(9)?, packet.get(12..20)?, number(2)?),
-            6 => (true, *packet.get(6)?, packet.get(8..40)?, IPV6 + number(4)?),
-            _ => return None,
-        };
-        let protocol = IpNumber(protocol);
+        let (addresses, end) = if is_v6 { (8..40, IPV6 + number(4)?) } else { (12..20, number(2)?) };
         let (least, checksum) = match protocol {
+            _ if piece == Piece::Later => (0, 0),
             ip_number::TCP => (20, 16),
             ip_number::UDP => (8, 6),
             ip_number::ICMP | ip_number::IPV6_ICMP => (ICMP, 2),
             _ => return None,
         };
-        if header < IPV4 || header + least > end || end > packet.len() {
+        if at + least > end || end > packet.len() {
             return None;
         }
         // RFC 9293 section 3.1, RFC 768, RFC 8200 section 8.1: only zeros beyond these words.
-        let mut pseudo_header = addresses.to_vec();
+        let mut pseudo_header = packet[addresses].to_vec();
         pseudo_header.extend([0, protocol.0]);
-        pseudo_header.extend(u16::try_from(end - header).ok()?.to_be_bytes());
+        pseudo_header.extend(u16::try_from(end - at).ok()?.to_be_bytes());
         if protocol == ip_number::ICMP {
             // RFC 792: without a pseudo header.
             pseudo_header.clear();
         }
-        let (header, transport) = (ETHERNET..ETHERNET + header, ETHERNET + header..ETHERNET + end);
-        Some(Self { is_v6, protocol, header, transport, checksum, pseudo_header })
+        let (header, transport) = (ETHERNET..ETHERNET + header, ETHERNET + at..ETHERNET + end);
+        Some(Self { is_v6, protocol, piece, header, transport, checksum, pseudo_header })
     }
 
     fn is_udp(&self) -> bool {
@@ -469,7 +711,7 @@ impl Parts {
     }
 
     fn is_icmp(&self) -> bool {
-        matches!(self.protocol, ip_number::ICMP | ip_number::IPV6_ICMP)
+        matches!(self.protocol, ip_number::ICMP | ip_number::IPV6_ICMP) && self.piece == Piece::Whole
     }
 }
 

@@ -6,15 +6,19 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::perf::PerfEventArrayBuffer;
+use aya::maps::{
+    Array, HashMap as BpfHashMap, Map, MapData, PerCpuArray, PerCpuValues, PerfEventArray, ProgramArray,
+};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
-use aya::util::nr_cpus;
+use aya::util::{nr_cpus, online_cpus};
 use aya::{Ebpf, EbpfLoader, Pod};
+use lb_common::control::OwnAddress;
 use lb_common::table::slots_for;
 use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
 use lb_common::{
-    Action, Answers, Backend, BackendCounters, Family as _, FlowEntry, FlowKey, Hop, Interface, Reason,
-    Service, ServiceKey, Tick, V4, V6,
+    Action, Answers, Backend, BackendCounters, Datagram, DatagramKey, Family as _, FlowEntry, FlowKey, Hop,
+    Interface, Program, Reason, Service, ServiceKey, Tick, V4, V6,
 };
 use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
 use lb_ebpf::host::{HostFamily, HostTables};
@@ -31,9 +35,6 @@ use crate::interpreter::Interpreter;
 
 /// More than any case has of services or backends.
 const INDICES: u32 = 16;
-
-/// The program's name in the object.
-pub(crate) const PROGRAM: &str = "lb";
 
 /// Moves the thread to where there are the interfaces that the cases speak of: the kernel wants to know where a frame
 /// came in.
@@ -59,6 +60,10 @@ pub(crate) struct Constants {
 /// The loaded program with maps of its own.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
+    /// The kernel empties it when nobody has it any more.
+    _programs: ProgramArray<MapData>,
+    /// Where early fragments go: they are dropped for another reason where nobody takes them.
+    early: Vec<PerfEventArrayBuffer<MapData>>,
     flow_entries: usize,
     constants: Constants,
 }
@@ -103,9 +108,18 @@ impl Kernel {
             .override_global("SEND_BACK_BY_REDIRECT", &u8::from(constants.send_back_by_redirect), true)
             .load(lb_user::program::LB)
             .context("cannot load the maps")?;
-        lb_user::program::load_undisturbed(xdp(&mut ebpf)?)
-            .context("the kernel does not take the program")?;
-        let kernel = Self { ebpf, flow_entries, constants };
+        for program in Program::ALL {
+            lb_user::program::load_undisturbed(named(&mut ebpf, program.name())?)
+                .with_context(|| format!("the kernel does not take the program {}", program.name()))?;
+        }
+        let mut programs = ProgramArray::try_from(ebpf.take_map("PROGRAMS").context("no map PROGRAMS")?)?;
+        for program in Program::ALL {
+            programs.set(program.index(), named(&mut ebpf, program.name())?.fd()?, 0)?;
+        }
+        let mut early = PerfEventArray::try_from(ebpf.take_map("EARLY").context("no map EARLY")?)?;
+        let cpus = online_cpus().map_err(|(path, error)| anyhow!("cannot read {path}: {error}"))?;
+        let early = cpus.into_iter().map(|cpu| early.open(cpu, Some(4))).collect::<Result<_, _>>()?;
+        let kernel = Self { ebpf, _programs: programs, early, flow_entries, constants };
         kernel.reset_flows()?;
         Ok(kernel)
     }
@@ -115,6 +129,7 @@ impl Kernel {
         self.reset_flows()?;
         self.clear::<ServiceKey, u32>("SERVICES")?;
         self.clear::<u32, Interface>("INTERFACES")?;
+        self.clear::<OwnAddress, u8>("OWN_ADDRESSES")?;
         let cpus = cpus()?;
         for index in 0..INDICES {
             self.array("TURNS")?.set(index, 0_u64, 0)?;
@@ -151,8 +166,9 @@ impl Kernel {
         }
     }
 
-    /// Leaves all answers of the present tick to be sent.
+    /// Leaves all answers of the present tick to be sent, and no datagram of which fragments may still come.
     pub(crate) fn forget_answers(&mut self) -> Result<()> {
+        self.clear::<DatagramKey, Datagram>("DATAGRAMS")?;
         let none = PerCpuValues::try_from(vec![Answers::default(); cpus()?])?;
         Ok(PerCpuArray::try_from(self.map_mut("ANSWERS")?)?.set(0, none, 0)?)
     }
@@ -163,9 +179,9 @@ impl Kernel {
         keys.iter().try_for_each(|key| Ok(map.remove(key)?))
     }
 
-    /// How many instructions the verifier followed.
-    pub(crate) fn verified_instructions(&mut self) -> Result<u32> {
-        let info = xdp(&mut self.ebpf)?.info()?;
+    /// How many instructions the verifier followed of a program.
+    pub(crate) fn verified_instructions(&mut self, program: Program) -> Result<u32> {
+        let info = named(&mut self.ebpf, program.name())?.info()?;
         info.verified_instruction_count().context("the kernel does not count them")
     }
 
@@ -190,6 +206,10 @@ impl Kernel {
             self.array::<Service>("SERVICE")?.set(index, service, 0)?;
             let services = self.map_mut("SERVICES")?;
             BpfHashMap::<_, ServiceKey, u32>::try_from(services)?.insert(service.key, index, 0)?;
+        }
+        for address in tables.own_addresses() {
+            let addresses = self.map_mut("OWN_ADDRESSES")?;
+            BpfHashMap::<_, OwnAddress, u8>::try_from(addresses)?.insert(address, 0, 0)?;
         }
         set_all(self.array::<Backend>("BACKENDS")?, tables.backends())?;
         set_all(self.array::<Hop>("NEXT_HOPS")?, tables.next_hops())?;
@@ -245,6 +265,9 @@ impl Kernel {
             ctx_in: Some(&context),
             ..TestRunOptions::new()
         })?;
+        for buffer in &mut self.early {
+            buffer.for_each(|_event| {});
+        }
         // Where a redirect goes to, a test run does not say; the tests in namespaces do.
         let action = action(expected, ingress, self.constants);
         ensure!(
@@ -323,7 +346,11 @@ fn cpus() -> Result<usize> {
 }
 
 fn xdp(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = ebpf.program_mut(PROGRAM).context("the object holds no program 'lb'")?;
+    named(ebpf, Program::Plain.name())
+}
+
+fn named<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object holds no program '{name}'"))?;
     Ok(program.try_into()?)
 }
 

@@ -3,13 +3,13 @@
 use anyhow::{Context as _, Result, ensure};
 use aya_obj::Object;
 use lb_common::table::slots_for;
-use lb_common::{Backend, Hop, Interface, Service, ServiceKey};
+use lb_common::{Backend, Hop, Interface, Program, Service, ServiceKey};
 use lb_ebpf::host::cases::{self, Case, Event};
 use lb_tests::guest::NOTE;
 
 use crate::budget::{self, Budget};
 use crate::interpreter::{Interpreter, Run};
-use crate::kernel::{self, Constants, Kernel, PROGRAM, SECRET};
+use crate::kernel::{self, Constants, Kernel, SECRET};
 
 /// The first packets of connections, which are slow, and the most that one of the later ones takes.
 struct Counts {
@@ -48,7 +48,7 @@ fn count(case: &Case) -> Result<Counts> {
     let slots = slots_for(entries);
     let mut interpreter = Interpreter::new(
         lb_user::program::LB,
-        PROGRAM,
+        Program::Plain.name(),
         &[("FLOWS_V4", slots), ("FLOWS_V6", slots)],
         &[("FLOW_MASK", &(slots - 1).to_le_bytes()), ("FLOW_SECRET", &SECRET.to_le_bytes())],
     )?;

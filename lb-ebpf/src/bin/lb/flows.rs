@@ -4,15 +4,15 @@ use core::{ops::Deref, ptr::NonNull};
 
 use aya_ebpf::Global;
 use lb_common::{
-    Family, FlowEntry, FlowKey, Hop, Seen, Side, Tick, Tuple, V4, V6,
+    Family, FlowEntry, FlowKey, Hop, Reason, Seen, Side, Tick, Tuple, V4, V6,
     flow::Shared,
     table::{self, AtHome, Found, Geometry, Home, NotInserted, Occupancy, Slot, SlotAccess, Slots},
 };
-use lb_ebpf::tables::Flow;
+use lb_ebpf::{connect, icmp::Icmp, parse::Packet, tables::Flow};
 
 use crate::{
     atomic,
-    maps::{Entering, FLOW_SLOTS, FlowMaps},
+    maps::{Entering, FLOW_SLOTS, FlowMaps, Maps},
 };
 
 /// One less than the number of slots; userspace sets it at load.
@@ -28,6 +28,8 @@ pub(crate) trait FlowTable: FlowMaps {
     fn find(key: &FlowKey<Self>) -> u64;
     /// Inserts what is entering.
     fn insert() -> u64;
+    /// Makes the pair of flows of a packet.
+    fn connect(packet: &Packet<Self>) -> u64;
     /// Whether a look at a flow's home is worth its place on the stack.
     const IN_LINE: bool;
 }
@@ -44,6 +46,11 @@ impl FlowTable for V4 {
     fn insert() -> u64 {
         insert_v4()
     }
+
+    #[inline(always)]
+    fn connect(packet: &Packet<Self>) -> u64 {
+        connect_v4(packet)
+    }
 }
 
 impl FlowTable for V6 {
@@ -57,6 +64,11 @@ impl FlowTable for V6 {
     #[inline(always)]
     fn insert() -> u64 {
         insert_v6()
+    }
+
+    #[inline(always)]
+    fn connect(packet: &Packet<Self>) -> u64 {
+        connect_v6(packet)
     }
 }
 
@@ -93,6 +105,36 @@ extern "C" fn insert_v4() -> u64 {
 #[inline(never)]
 extern "C" fn insert_v6() -> u64 {
     insert_entering::<V6>()
+}
+
+/// Makes the pair of flows of a packet; returns the code of the reason why not, or of none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn connect_v4(packet: *const Packet<V4>) -> u64 {
+    connect_for_caller(packet)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn connect_v6(packet: *const Packet<V6>) -> u64 {
+    connect_for_caller(packet)
+}
+
+#[inline(always)]
+fn connect_for_caller<F: FlowTable + Icmp>(packet: *const Packet<F>) -> u64 {
+    // SAFETY: as in `find_for_caller`.
+    let packet = unsafe { packet.as_ref() };
+    Reason::code(packet.and_then(|packet| connect::connect(Maps, packet).err()))
+}
+
+/// Makes the pair of flows of a packet.
+#[inline(always)]
+pub(crate) fn connect<F: FlowTable>(packet: &Packet<F>) -> Result<(), Reason> {
+    match Reason::from_code(F::connect(packet)) {
+        Some(reason) => Err(reason),
+        None => Ok(()),
+    }
 }
 
 const INSERTED: u64 = 0;

@@ -12,7 +12,7 @@ mod program;
 
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, warn};
-use lb_common::{Action, Reason};
+use lb_common::{Action, Program, Reason};
 
 use crate::{maps::Maps, packet::XdpFrame};
 
@@ -20,12 +20,30 @@ use crate::{maps::Maps, packet::XdpFrame};
 #[unsafe(no_mangle)]
 static SEND_BACK_BY_REDIRECT: Global<u8> = Global::new(0);
 
-/// Takes one frame down the packet path, and does what the verdict says.
-#[xdp]
+/// Meets every frame.
+#[xdp(frags)]
 pub(crate) fn lb(context: XdpContext) -> u32 {
-    let ingress = ingress(&context);
-    let verdict = lb_ebpf::process(&mut XdpFrame::new(&context), Maps, ingress);
-    report(&context, verdict.reason, ingress);
+    run::<false>(&context, Program::Plain)
+}
+
+/// Takes over the frames that are fragments or have extension headers.
+#[xdp(frags)]
+pub(crate) fn lb_unusual(context: XdpContext) -> u32 {
+    run::<true>(&context, Program::Unusual)
+}
+
+/// Takes over the frames of ICMP.
+#[xdp(frags)]
+pub(crate) fn lb_icmp(context: XdpContext) -> u32 {
+    run::<true>(&context, Program::Icmp)
+}
+
+/// Takes one frame down the program's path, and does what the verdict says.
+#[inline(always)]
+fn run<const WHOLE: bool>(context: &XdpContext, program: Program) -> u32 {
+    let ingress = ingress(context);
+    let verdict = lb_ebpf::process(program, &mut XdpFrame::<WHOLE>::new(context), Maps, ingress);
+    report(context, verdict.reason, ingress);
     match verdict.reason.action() {
         Action::Forward | Action::Answer
             if verdict.egress == ingress && SEND_BACK_BY_REDIRECT.load() == 0 =>
@@ -66,6 +84,10 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         | Reason::TooBig
         | Reason::TooBigUnanswered
         | Reason::Fragment
+        | Reason::FragmentEarly
+        | Reason::FragmentDropped
+        | Reason::Extension
+        | Reason::ProgramMissing
         | Reason::Martian => {
             odd(XdpContext::new(context.ctx), reason, ingress);
         }

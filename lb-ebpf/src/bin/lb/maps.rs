@@ -3,21 +3,27 @@
 use core::{ops::Deref, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    helpers::bpf_jiffies64,
+    bindings::{BPF_F_CURRENT_CPU, BPF_F_MMAPABLE},
+    helpers::{bpf_jiffies64, generated::bpf_perf_event_output},
     macros::map,
-    maps::{Array, HashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, PerfEventByteArray, ProgramArray},
+    programs::XdpContext,
 };
 use lb_common::{
-    Answers, Backend, BackendCounters, Family, FlowEntry, FlowKey, Hop, Interface, Meta, Reason, Service,
-    ServiceKey, Side, Tick, Tuple, V4, V6,
+    Addr, Answers, Backend, BackendCounters, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
+    Interface, Meta, Program, Reason, Service, ServiceKey, Side, Tick, Tuple, V4, V6,
     backend::MAX_BACKENDS,
+    control::{MAX_OWN_ADDRESSES, OwnAddress},
+    datagram::{Early, MAX_DATAGRAMS},
     flow::Shared,
     service::{MAX_SERVICES, MAX_SLOTS},
     table::{NotInserted, Slot, slots_for},
     verdict::{REASON_COUNTERS, ReasonCounters},
 };
-use lb_ebpf::tables::{Flows, Tables};
+use lb_ebpf::{
+    parse::Packet,
+    tables::{Flows, Tables},
+};
 
 use crate::flows::{self, FlowTable, InTable};
 
@@ -68,6 +74,39 @@ static META: Array<Meta> = Array::pinned(1, 0);
 /// By index. The control path keeps it with the rest; here, for the MTU.
 #[map]
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
+
+/// Addresses of services and those for SNAT.
+#[map]
+static OWN_ADDRESSES: HashMap<OwnAddress, u8> = HashMap::pinned(MAX_OWN_ADDRESSES, 0);
+/// What became of first fragments.
+#[map]
+static DATAGRAMS: LruHashMap<DatagramKey, Datagram> = LruHashMap::pinned(MAX_DATAGRAMS, 0);
+/// To the daemon: fragments that have come before their datagram's first.
+#[map]
+static EARLY: PerfEventByteArray = PerfEventByteArray::pinned(0);
+/// The programs that the path is divided among.
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::pinned(PROGRAMS_LENGTH, 0);
+
+/// Room for more programs, so that a new one does not change the layout.
+const PROGRAMS_LENGTH: u32 = 16;
+
+/// Goes on in another program, and returns only if it is not there.
+#[inline(always)]
+pub(crate) fn go_on_in(context: &XdpContext, program: Program) {
+    // SAFETY: nothing is left to be dropped.
+    unsafe { PROGRAMS.tail_call(context, program.index()) }
+}
+
+/// Gives the frame to the daemon; says whether that will get it.
+#[inline(always)]
+pub(crate) fn keep_back(context: &XdpContext, early: &Early) -> bool {
+    let flags = u64::from(early.length) << 32 | u64::from(BPF_F_CURRENT_CPU as u32);
+    let map = (&raw const EARLY).cast_mut().cast();
+    let data = (&raw const *early).cast_mut().cast();
+    // SAFETY: a map of that kind, the context, and as many bytes as are given.
+    unsafe { bpf_perf_event_output(context.ctx.cast(), map, flags, data, size_of::<Early>() as u64) == 0 }
+}
 
 /// An entry and its packets' key.
 #[derive(Clone, Copy)]
@@ -218,6 +257,28 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn datagram(self, key: &DatagramKey) -> Option<InMap<Datagram>> {
+        DATAGRAMS.get_ptr_mut(key).and_then(InMap::new)
+    }
+
+    #[inline(always)]
+    fn note_datagram(self, key: &DatagramKey, datagram: &Datagram) {
+        // Where there is no room, the rest of it is early for good.
+        let _result = DATAGRAMS.insert(key, datagram, 0);
+    }
+
+    #[inline(always)]
+    fn forget_datagram(self, key: &DatagramKey) {
+        // Another CPU may have been faster.
+        let _result = DATAGRAMS.remove(key);
+    }
+
+    #[inline(always)]
+    fn is_own(self, addr: &Addr, family: u16) -> bool {
+        OWN_ADDRESSES.get_ptr_mut(OwnAddress { addr: *addr, family: family.into() }).is_some()
+    }
+
+    #[inline(always)]
     fn count(self, reason: Reason) {
         if let Some(counters) = REASONS.get_ptr_mut(0) {
             let index = in_verifiers_sight(reason as usize);
@@ -257,6 +318,11 @@ impl<F: FlowTable> Flows<F> for Maps {
     #[inline(always)]
     fn likely_flow(self, key: &FlowKey<F>) -> Option<InTable<F>> {
         flows::find_likely(key)
+    }
+
+    #[inline(always)]
+    fn connect(self, packet: &Packet<F>) -> Result<(), Reason> {
+        flows::connect(packet)
     }
 
     #[inline(always)]

@@ -1,22 +1,31 @@
 //! Packet memory as a [`Frame`].
 
-use core::hint::black_box;
-
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_ebpf::frame::{Frame, Wire};
+use lb_common::{DatagramKey, Family as _, Program, Reason, Tick, V4, V6, datagram::Early};
+use lb_ebpf::{
+    Verdict, answer,
+    frame::{Frame, Wire, opaque},
+    icmp::{Icmp, Message},
+    parse::Packet,
+    part::{self, End, Examined, Parts},
+    tables::Tables,
+};
 
-/// The linear part of an XDP frame.
-pub(crate) struct XdpFrame {
+use crate::maps::{self, Maps};
+
+/// An XDP frame. Reads and writes the first piece of it, where headers are; `WHOLE` says whether its length is that of all
+/// pieces, or also of the first, which costs nothing.
+pub(crate) struct XdpFrame<const WHOLE: bool> {
     context: *mut xdp_md,
     start: usize,
     end: usize,
 }
 
-impl XdpFrame {
+impl<const WHOLE: bool> XdpFrame<WHOLE> {
     #[inline(always)]
     pub(crate) fn new(context: &XdpContext) -> Self {
         Self { context: context.ctx, start: context.data(), end: context.data_end() }
@@ -38,16 +47,24 @@ impl XdpFrame {
 
 /// Does the work on the frame of its own.
 #[inline(never)]
-fn out_of_line<T>(context: *mut xdp_md, work: impl FnOnce(&mut XdpFrame) -> T) -> T {
+fn out_of_line<T, const WHOLE: bool>(
+    context: *mut xdp_md,
+    work: impl FnOnce(&mut XdpFrame<WHOLE>) -> T,
+) -> T {
     // Else the compiler would have the caller read the frame's bounds and pass them as numbers, 32 bits wide.
-    let context = black_box(context);
+    let context = opaque(context as usize) as *mut xdp_md;
     work(&mut XdpFrame::new(&XdpContext::new(context)))
 }
 
-impl Frame for XdpFrame {
+impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
     #[inline(always)]
     fn length(&self) -> usize {
-        self.end - self.start
+        if WHOLE {
+            // SAFETY: the context is the one that the kernel handed over.
+            unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+        } else {
+            self.end - self.start
+        }
     }
 
     #[inline(always)]
@@ -84,4 +101,136 @@ impl Frame for XdpFrame {
         *self = Self::new(&XdpContext::new(self.context));
         done
     }
+
+    #[inline(always)]
+    fn hand_over<M>(&mut self, _tables: M, _ingress: u32, to: Program) -> Result<Verdict, Reason> {
+        maps::go_on_in(&XdpContext::new(self.context), to);
+        // It would not have returned.
+        Err(Reason::ProgramMissing)
+    }
+
+    #[inline(always)]
+    fn find_end<F: Parts>(&mut self, offset: usize, to: &mut End) -> bool {
+        let (context, offset) = (self.context, offset as u64);
+        let found =
+            if F::NUMBER == V4::NUMBER { end_v4(context, offset, to) } else { end_v6(context, offset, to) };
+        *self = Self::new(&XdpContext::new(self.context));
+        found != 0
+    }
+
+    #[inline(always)]
+    fn examine<F: Parts, M: Tables>(
+        &mut self,
+        _tables: M,
+        ingress: u32,
+        packet: &mut Packet<F>,
+    ) -> Result<Examined, Reason> {
+        let (context, to) = (self.context, &raw mut *packet);
+        let code = if F::NUMBER == V4::NUMBER {
+            examine_v4(context, ingress, to.cast())
+        } else {
+            examine_v6(context, ingress, to.cast())
+        };
+        *self = Self::new(&XdpContext::new(self.context));
+        match Reason::from_code(code) {
+            Some(reason) => Err(reason),
+            None if code == IS_ICMP => Ok(Examined::Icmp),
+            None => Ok(Examined::Packet),
+        }
+    }
+
+    #[inline(always)]
+    fn answer<F: Icmp, M: Tables>(&mut self, _tables: M, message: Message) -> bool {
+        let mtu = match message {
+            Message::TimeExceeded => NO_MTU,
+            Message::TooBig(mtu) => mtu.into(),
+        };
+        let context = self.context;
+        let answered =
+            if F::NUMBER == V4::NUMBER { answer_v4(context, mtu) } else { answer_v6(context, mtu) };
+        *self = Self::new(&XdpContext::new(self.context));
+        answered != 0
+    }
+
+    #[inline(always)]
+    fn keep_back(&mut self, key: &DatagramKey, ingress: u32, now: Tick) -> bool {
+        let early = Early { key: *key, ingress, at: now, length: self.length() as u32 };
+        maps::keep_back(&XdpContext::new(self.context), &early)
+    }
+}
+
+/// Finds what is behind the network header at an offset; see [`part::find_end`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_v4(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+    end_for_caller::<V4>(context, offset, to)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn end_v6(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+    end_for_caller::<V6>(context, offset, to)
+}
+
+#[inline(always)]
+fn end_for_caller<F: Parts>(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+    let frame = XdpFrame::<true>::new(&XdpContext::new(context));
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let Some(to) = (unsafe { to.as_mut() }) else { return 0 };
+    part::find_end::<F>(&frame, offset as usize, to).into()
+}
+
+/// Examines the packet in a frame; returns the code of the reason why it goes with no connection, or of none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn examine_v4(context: *mut xdp_md, ingress: u32, to: *mut Packet<V4>) -> u64 {
+    examine_for_caller::<V4>(context, ingress, to)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn examine_v6(context: *mut xdp_md, ingress: u32, to: *mut Packet<V6>) -> u64 {
+    examine_for_caller::<V6>(context, ingress, to)
+}
+
+/// The code of no reason, but that the packet is one of ICMP.
+const IS_ICMP: u64 = u64::MAX;
+
+#[inline(always)]
+fn examine_for_caller<F: Parts>(context: *mut xdp_md, ingress: u32, to: *mut Packet<F>) -> u64 {
+    let mut frame = XdpFrame::<true>::new(&XdpContext::new(context));
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let Some(to) = (unsafe { to.as_mut() }) else { return IS_ICMP };
+    match part::examine::<F, Maps>(&mut frame, Maps, ingress, to) {
+        Ok(Examined::Packet) => Reason::code(None),
+        Ok(Examined::Icmp) => IS_ICMP,
+        Err(reason) => Reason::code(Some(reason)),
+    }
+}
+
+/// Makes of the frame the answer to it: that its packet is too big for that MTU or, with [`NO_MTU`], that its time is exceeded.
+/// Returns whether there is one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_v4(context: *mut xdp_md, mtu: u32) -> u32 {
+    answer_for_caller::<V4>(context, mtu)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn answer_v6(context: *mut xdp_md, mtu: u32) -> u32 {
+    answer_for_caller::<V6>(context, mtu)
+}
+
+/// More than any MTU that an answer tells of.
+const NO_MTU: u32 = u32::MAX;
+
+#[inline(always)]
+fn answer_for_caller<F: Icmp>(context: *mut xdp_md, mtu: u32) -> u32 {
+    let message = u16::try_from(mtu).map_or(Message::TimeExceeded, Message::TooBig);
+    let mut frame = XdpFrame::<true>::new(&XdpContext::new(context));
+    answer::answer::<F, Maps>(&mut frame, Maps, message).is_some().into()
 }

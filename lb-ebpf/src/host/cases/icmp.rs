@@ -12,7 +12,7 @@ use super::{
 use crate::host::packet::{Control, ETHERNET, IcmpError, Packet, TRAFFIC_CLASS};
 
 /// Type and code.
-type Error = (u8, u8);
+pub(super) type Error = (u8, u8);
 
 /// RFC 792: unreachable in several ways, fragmentation needed, source quench, time exceeded, parameter problem. RFC 4443:
 /// unreachable, too big, time exceeded, parameter problem.
@@ -24,7 +24,7 @@ fn errors(kind: Kind) -> &'static [Error] {
 }
 
 /// 'Fragmentation needed' or 'packet too big'.
-fn too_big(kind: Kind) -> Error {
+pub(super) fn too_big(kind: Kind) -> Error {
     match kind.ip {
         Ip::V4 => (3, 4),
         Ip::V6 => (2, 0),
@@ -32,12 +32,12 @@ fn too_big(kind: Kind) -> Error {
 }
 
 /// A router that no packet of a connection is addressed to.
-fn router(kind: Kind) -> IpAddr {
+pub(super) fn router(kind: Kind) -> IpAddr {
     kind.address([172, 16, 0, 9], 0x99, 9)
 }
 
 /// All of the transport.
-const WHOLE: usize = usize::MAX;
+pub(super) const WHOLE: usize = usize::MAX;
 
 /// A packet from its network header on, with so many bytes of its transport at the most.
 fn quote(frame: &[u8], packet: &Packet, transport: usize) -> Vec<u8> {
@@ -47,7 +47,7 @@ fn quote(frame: &[u8], packet: &Packet, transport: usize) -> Vec<u8> {
 
 impl Connection {
     /// An error that `from` sends about what the backend is sent, quoted as `quote`.
-    fn error_at_server(&self, from: IpAddr, kind: Error, quote: Vec<u8>) -> IcmpError {
+    pub(super) fn error_at_server(&self, from: IpAddr, kind: Error, quote: Vec<u8>) -> IcmpError {
         IcmpError {
             from: self.server.mac,
             to: own_mac(self.server.interface),
@@ -63,7 +63,7 @@ impl Connection {
     }
 
     /// What the client sees of it.
-    fn error_at_server_out(&self, error: &IcmpError, quote: Vec<u8>) -> IcmpError {
+    pub(super) fn error_at_server_out(&self, error: &IcmpError, quote: Vec<u8>) -> IcmpError {
         IcmpError {
             from: own_mac(self.client.interface),
             to: self.client.mac,
@@ -76,7 +76,7 @@ impl Connection {
     }
 
     /// An error that `from` sends about what the client is sent.
-    fn error_at_client(&self, from: IpAddr, kind: Error, quote: Vec<u8>) -> IcmpError {
+    pub(super) fn error_at_client(&self, from: IpAddr, kind: Error, quote: Vec<u8>) -> IcmpError {
         IcmpError {
             from: self.client.mac,
             to: own_mac(self.client.interface),
@@ -92,7 +92,7 @@ impl Connection {
     }
 
     /// What the backend sees of it.
-    fn error_at_client_out(&self, error: &IcmpError, quote: Vec<u8>) -> IcmpError {
+    pub(super) fn error_at_client_out(&self, error: &IcmpError, quote: Vec<u8>) -> IcmpError {
         IcmpError {
             from: own_mac(self.server.interface),
             to: self.server.mac,
@@ -113,7 +113,7 @@ impl Connection {
 impl Case {
     /// Expects an error about a request, quoted up to that many bytes of the transport, to reach the client.
     #[track_caller]
-    fn error_about_request(
+    pub(super) fn error_about_request(
         &mut self,
         connection: &Connection,
         from: IpAddr,
@@ -129,7 +129,7 @@ impl Case {
 
     /// Expects an error about a reply to reach the backend.
     #[track_caller]
-    fn error_about_reply(
+    pub(super) fn error_about_reply(
         &mut self,
         connection: &Connection,
         from: IpAddr,
@@ -145,7 +145,7 @@ impl Case {
 
     /// Expects an ICMP error to leave as that.
     #[track_caller]
-    fn relays(&mut self, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
+    pub(super) fn relays(&mut self, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
         self.leaves(Reason::IcmpForwarded, ingress, frame, egress, becomes);
     }
 }
@@ -168,11 +168,24 @@ impl Case {
     /// Expects the packet to be answered by whom it was sent to, who is here.
     #[track_caller]
     fn answers(&mut self, reason: Reason, ingress: u32, packet: &Packet, kind: Error, word: [u8; 4]) {
+        self.answers_frame(reason, ingress, packet, packet.frame(), kind, word);
+    }
+
+    /// Likewise, where the packet, or what is a part of it, is in another frame.
+    #[track_caller]
+    pub(super) fn answers_frame(
+        &mut self,
+        reason: Reason,
+        ingress: u32,
+        packet: &Packet,
+        frame: Vec<u8>,
+        kind: Error,
+        word: [u8; 4],
+    ) {
         // RFC 1812 section 4.3.2: 576 bytes in all, internetwork control, and the type of service of the packet (RFC 1349
         // section 3: four bits); RFC 4443 section 2.4: the minimum MTU.
         let (most, traffic_class) =
             if packet.src.is_ipv4() { (576 - 28, 0xc0 | TRAFFIC_CLASS & 0x1e) } else { (1280 - 48, 0) };
-        let frame = packet.frame();
         let whole = &frame[ETHERNET..frame.len() - packet.trailer.len()];
         let length = whole.len().min(most);
         let answer = IcmpError {
@@ -192,7 +205,7 @@ impl Case {
 }
 
 /// An error about the first request of a connection that there may be.
-fn some_error(connection: &Connection) -> IcmpError {
+pub(super) fn some_error(connection: &Connection) -> IcmpError {
     let sent = connection.request_out(&connection.request(Control::ACK));
     let kind = too_big(connection.kind);
     connection.error_at_server(router(connection.kind), kind, quote(&sent.frame(), &sent, WHOLE))
@@ -360,7 +373,7 @@ rules! {
         case.has_entries(2);
     }
 
-    /// Other transports, and what has no ports.
+    /// Other transports.
     icmp_errors_that_quote_something_else_pass(Kind::ALL, 1, kind, case) {
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
         case.opens(&connection);
@@ -368,20 +381,10 @@ rules! {
         let quoting = |quote: Vec<u8>| IcmpError { quote, ..error.clone() }.frame();
         let (protocol_at, numbers) = match kind.ip {
             Ip::V4 => (9, [1, 47, 50, 132]),
-            Ip::V6 => (6, [58, 0, 43, 60]),
+            Ip::V6 => (6, [58, 50, 51, 59]),
         };
         for number in numbers {
             case.refuses(Reason::OtherProtocol, SERVERS, quoting(with(&error.quote, protocol_at, number)));
-        }
-        match kind.ip {
-            Ip::V4 => {
-                for offset in [1, 0x1fff, 0x2001] {
-                    let mut quote = error.quote.clone();
-                    set(&mut quote, 6, offset);
-                    case.refuses(Reason::Fragment, SERVERS, quoting(quote));
-                }
-            }
-            Ip::V6 => case.refuses(Reason::Fragment, SERVERS, quoting(with(&error.quote, protocol_at, 44))),
         }
     }
 
