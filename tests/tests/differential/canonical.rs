@@ -196,7 +196,9 @@ pub(crate) const fn extensible(v6: bool, kind: u8) -> bool {
     matches!((v6, kind), (false, 3 | 11 | 12) | (true, 1 | 3))
 }
 
-/// Puts fragments together; what is never completed stays as it is, at the end.
+/// Puts fragments together; what is never completed stays as it is, at the end. Of several datagrams any may be complete first,
+/// and one fragment that is all of a datagram is none to the kernel: so all come in the order of their lengths, or of their
+/// payloads.
 pub(crate) fn reassemble(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut whole = Vec::new();
     let mut waiting: Vec<(Key, Vec<&[u8]>)> = Vec::new();
@@ -216,6 +218,7 @@ pub(crate) fn reassemble(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
             waiting.remove(at);
         }
     }
+    whole.sort_by_cached_key(|frame| (frame.len(), frame.iter().rev().copied().collect::<Vec<_>>()));
     whole.extend(waiting.into_iter().flat_map(|(_, rest)| rest).map(<[u8]>::to_vec));
     whole
 }

@@ -29,7 +29,6 @@ fn ipv4_options_come_out_as_from_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn ipv6_extension_headers_come_out_as_from_the_kernel() -> Result<()> {
     check_mixture(&Mixture { families: &[Family::V6], options: 60, ..Mixture::PLAIN }, Setting::default())
 }
@@ -45,7 +44,6 @@ fn icmpv6_errors_come_out_as_from_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn ipv4_fragments_come_out_as_from_the_kernel() -> Result<()> {
     let protocols = &[Protocol::Udp];
     let mixture = Mixture { families: &[Family::V4], protocols, fragments: 50, ..Mixture::PLAIN };
@@ -53,7 +51,6 @@ fn ipv4_fragments_come_out_as_from_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn ipv6_fragments_come_out_as_from_the_kernel() -> Result<()> {
     let protocols = &[Protocol::Udp];
     let mixture = Mixture { families: &[Family::V6], protocols, fragments: 50, ..Mixture::PLAIN };
@@ -87,7 +84,6 @@ fn an_ipv6_packet_that_is_too_big_is_answered_as_by_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "not translated yet"]
 fn everything_at_once_comes_out_as_from_the_kernel() -> Result<()> {
     check_mixture(&EVERYTHING, Setting::default())
 }

@@ -219,8 +219,8 @@ impl Pair {
     /// What is different, if anything is, and where.
     fn compare(&mut self, played: &Played, ids: &[u16]) -> Option<(Side, What)> {
         [Side::Client, Side::Server].into_iter().find_map(|side| {
-            let kernel = self.kernel.canonical(played.kernel.emitted.on(side), side, ids);
-            let other = self.other.canonical(played.other.emitted.on(side), side, ids);
+            let kernel = self.kernel.canonical(played, played.kernel.emitted.on(side), side, ids);
+            let other = self.other.canonical(played, played.other.emitted.on(side), side, ids);
             if kernel.len() != other.len() {
                 return Some((side, What::Count { kernel: kernel.len(), other: other.len() }));
             }
@@ -304,8 +304,9 @@ impl Party {
         Ok(Exchange { sent, emitted })
     }
 
-    fn canonical(&mut self, frames: &[Vec<u8>], side: Side, ids: &[u16]) -> Vec<Canonical> {
-        let frames = reassemble(frames);
+    fn canonical(&mut self, played: &Played, frames: &[Vec<u8>], side: Side, ids: &[u16]) -> Vec<Canonical> {
+        let is_cut = played.event.carriage.cut.is_some();
+        let frames = if is_cut { reassemble(frames) } else { frames.to_vec() };
         if side == Side::Server {
             for packet in frames.iter().filter_map(|frame| frame.get(ETHERNET..)) {
                 self.names.learn(packet);

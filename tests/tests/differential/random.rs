@@ -186,7 +186,8 @@ fn next(random: &mut Random, course: &mut Course, mixture: &Mixture) -> Event {
 }
 
 fn expire(random: &mut Random, carriage: &mut Carriage, mixture: &Mixture) {
-    if random.percent(mixture.expiring) {
+    // Of a fragment whose hops end, the kernel's answer quotes the whole datagram.
+    if carriage.cut.is_none() && random.percent(mixture.expiring) {
         carriage.hops = u8::try_from(random.below(2)).unwrap_or_default();
     }
 }

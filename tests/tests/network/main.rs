@@ -7,6 +7,7 @@ mod checksums;
 mod contract;
 mod crowds;
 mod edits;
+mod fragments;
 mod lifecycle;
 mod next_hops;
 mod path;
@@ -16,3 +17,5 @@ mod refusals;
 mod scale;
 mod session;
 mod support;
+#[path = "../differential/wire.rs"]
+mod wire;
