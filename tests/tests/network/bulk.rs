@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::namespace::Namespace;
 use lb_tests::topology::Topology;
 
-use crate::support::{Family, PATIENCE, Sockets as _, both_families, start};
+use crate::support::{Family, PATIENCE, Sockets as _, both_families, json, start};
 
 const LENGTH: usize = 100_000_000;
 const BLOCK: usize = 64 * 1024;
@@ -92,6 +92,44 @@ fn a_hundred_megabytes_arrive_whole_in_each_direction_over_each_family() -> Resu
         both_directions(&topology.client, &listener, family, LENGTH)
             .with_context(|| format!("{family:?}"))?;
         println!("{family:?}: {:.1} s", begin.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+#[test]
+fn jumbo_frames_arrive_whole_in_every_mode() -> Result<()> {
+    const MTU: &str = "9000";
+    const LENGTH: usize = 20_000_000;
+    for mode in ["native", "generic"] {
+        let topology = Topology::two_arm(1)?;
+        let server = &topology.servers[0];
+        let ends = [
+            (&topology.client, "eth0"),
+            (&topology.balancer, "eth0"),
+            (&topology.balancer, "eth1"),
+            (&topology.switch, "port-balancer"),
+            (&topology.switch, "port-1"),
+            (&topology.switch, "br0"),
+            (&server.namespace, "eth0"),
+        ];
+        for (namespace, device) in ends {
+            namespace.ip(&format!("link set dev {device} mtu {MTU}"))?;
+        }
+        let mut args = both_families(&topology, 80, "tcp");
+        args.extend(["--mode".to_owned(), mode.to_owned()]);
+        let _balancer = start(&topology, &args)?;
+        for family in Family::ALL {
+            let listener = server.namespace.listen(family.at(server, 80))?;
+            both_directions(&topology.client, &listener, family, LENGTH)
+                .with_context(|| format!("{family:?}, {mode}"))?;
+        }
+        for service in json(&topology, &["status"])?["services"].as_array().context("no services")? {
+            let backend = &service["backends"][0];
+            let number = |name: &str| backend[name].as_u64().with_context(|| format!("no {name}: {backend}"));
+            // Acknowledgements go the other way meanwhile.
+            let mean = number("bytes")? / number("packets")?;
+            ensure!(mean > 2_000, "{mode}: frames had {mean} bytes on average");
+        }
     }
     Ok(())
 }
