@@ -20,6 +20,18 @@ impl Sum {
         Self(word as u32)
     }
 
+    /// Not yet folded, as functions of the XDP program return it.
+    #[inline(always)]
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    /// From that number.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
     /// The sum of both; neither may hold more than 32 768 words in all.
     #[inline(always)]
     pub const fn plus(self, other: Self) -> Self {

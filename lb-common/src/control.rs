@@ -77,13 +77,18 @@ pub struct Meta {
     pub snat_family: [u8; MAX_SNAT],
 }
 
+/// The program runs in the driver.
+pub const NATIVE: u32 = 1;
+/// The program runs in the network stack.
+pub const GENERIC: u32 = 2;
+
 /// An interface that the program is attached to; its index is the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct Interface {
     /// When it was attached, seconds since 1970.
     pub since: u64,
-    /// 1 native, 2 generic.
+    /// [`NATIVE`] or [`GENERIC`].
     pub mode: u32,
     /// The largest IP packet that leaves through it; 0 while unknown.
     pub mtu: u32,

@@ -197,8 +197,7 @@ mod tests {
 
     #[test]
     fn an_identification_is_another_datagrams_after_a_while() {
-        let datagram =
-            Datagram { ports: Ports::from_wire(0), since: Tick::from_number(1_000), fate: Fate::FORWARDED };
+        let datagram = DATAGRAM;
         for (now, is_of) in
             [(1_000, true), (1_000 + Datagram::LIFETIME, true), (1_001 + Datagram::LIFETIME, false)]
         {

@@ -181,6 +181,8 @@ impl Seen {
     pub const FIN: Self = Self(0x08);
     /// A RST.
     pub const RST: Self = Self(0x10);
+    /// A checksum that the sender left to its network card.
+    pub const UNFINISHED: Self = Self(0x20);
 
     /// Both sets together.
     #[inline(always)]
@@ -476,8 +478,8 @@ mod tests {
             now: Tick::default(),
         };
         let mut half = FlowEntry::new(&tuple, &tuple, Side::Request, &shared);
-        for request in (0..32).map(Seen) {
-            for reply in (0..32).map(Seen) {
+        for request in (0..64).map(Seen) {
+            for reply in (0..64).map(Seen) {
                 (half.seen, half.partner_end) = (request, reply.end());
                 let both = crate::ConnectionState::of(Protocol::Tcp, request, reply);
                 assert_eq!(half.is_over(), both.is_over(), "{request:?} {reply:?}");

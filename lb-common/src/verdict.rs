@@ -103,6 +103,9 @@ reasons! {
     FragmentDropped, Drop, "fragment-dropped", "a fragment of a datagram whose first was dropped; dropped";
     Extension, Pass, "extension",
         "IPv6 extension headers that go on for too long or are cut off; left to the kernel";
+    UnfinishedChecksum, Drop, "unfinished-checksum",
+        "a checksum that its sender left to a network card, in generic mode or in a frame of several pieces; dropped: use native \
+         mode, or `ethtool -K DEV tx off` at the sender";
     ProgramMissing, Pass, "program-missing", "a part of the XDP program is not there; left to the kernel";
 }
 

@@ -1,7 +1,7 @@
 //! Answers to packets that cannot be sent on: ICMP errors to whoever sent them (RFC 792, RFC 4443), made of the packet
 //! itself, which they quote.
 
-use lb_common::{Hop, checksum::Sum};
+use lb_common::Hop;
 use network_types::eth::EthHdr;
 
 use crate::{
@@ -39,7 +39,7 @@ pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: ic
     // The packet's destination is an address of ours.
     let pseudo_header = F::write(frame, arrival.network, &dst, &src, icmp::HEADER + quoted)?;
     message.write::<F>(frame, message_at)?;
-    let sum = sum_to_end(frame, message_at, (icmp::HEADER + F::QUOTE) / WORD).plus(pseudo_header);
+    let sum = frame.sum(message_at, quote_at + quoted)?.plus(pseudo_header);
     frame.at_mut::<[u8; 2]>(message_at + icmp::CHECKSUM)?.store(sum.checksum());
     Some(())
 }
@@ -47,41 +47,9 @@ pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: ic
 /// In the first byte of a MAC address: it is that of many hosts (IEEE 802).
 const GROUP: u8 = 1;
 
-const WORD: usize = 4;
-
 #[inline(always)]
 fn write_link(frame: &mut impl Frame, back: &Hop, ether_type: u16) -> Option<()> {
     let header: &mut EthHdr = frame.at_mut(0)?;
     header.ether_type = ether_type;
     rewrite::link(frame, back)
-}
-
-/// The sum of what is between `offset` and the frame's end, of `words` and one less at the most.
-#[inline(always)]
-fn sum_to_end(frame: &impl Frame, offset: usize, words: usize) -> Sum {
-    /// So many words at a time: the verifier follows every comparison with the frame's end.
-    const BLOCK: usize = 4;
-
-    let mut sum = Sum::default();
-    let mut at = offset;
-    for _ in 0..words / BLOCK {
-        let Some(block) = frame.at::<[u8; BLOCK * WORD]>(at) else { break };
-        let [a, b, c, d] = block.load().map(Sum::of_double_word);
-        sum = sum.plus(a).plus(b).plus(c).plus(d);
-        at += BLOCK * WORD;
-    }
-    for _ in 1..BLOCK {
-        let Some(word) = frame.at::<[u8; WORD]>(at) else { break };
-        sum = sum.plus(Sum::of_double_word(word.load()));
-        at += WORD;
-    }
-    if let Some(half) = frame.at::<[u8; 2]>(at) {
-        sum = sum.plus(Sum::of_word(half.load()));
-        at += 2;
-    }
-    match frame.at::<[u8; 1]>(at) {
-        // As if a zero followed (RFC 1071 section 4.1).
-        Some([last]) => sum.plus(Sum::of_word(u16::from_ne_bytes([*last, 0]))),
-        None => sum,
-    }
 }

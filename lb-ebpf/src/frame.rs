@@ -4,7 +4,7 @@
 //! on BPF, and put them together with shifts, though the kernel lets packets be read at any alignment where the
 //! machine does ([`Field`] asks it to).
 
-use lb_common::{DatagramKey, Program, Reason, Tick, V4, V6};
+use lb_common::{DatagramKey, Program, Reason, Tick, V4, V6, checksum::Sum};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -13,12 +13,13 @@ use network_types::{
 };
 
 use crate::{
-    Verdict, answer,
+    Verdict, answer, checksum,
     icmp::{Icmp, Message},
     parse::Packet,
     part::{self, End, Examined, Parts},
     route,
     tables::{Flows, Tables},
+    unfinished,
 };
 
 /// A type that may be laid over bytes of a frame.
@@ -137,6 +138,33 @@ pub trait Frame {
         Self: Sized,
     {
         part::examine::<F, M>(self, tables, ingress, packet)
+    }
+
+    /// Calls [`checksum::sum`], in the kernel a function of its own that the verifier follows once.
+    #[inline(always)]
+    fn sum(&self, from: usize, to: usize) -> Option<Sum>
+    where
+        Self: Sized,
+    {
+        checksum::sum(self, from, to)
+    }
+
+    /// Calls [`unfinished::is_unfinished`], in the kernel a function of its own: it is asked rarely.
+    #[inline(always)]
+    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>) -> bool
+    where
+        Self: Sized,
+    {
+        unfinished::is_unfinished::<F>(self, packet)
+    }
+
+    /// Calls [`unfinished::finish`], in the kernel a function of its own that the verifier follows once.
+    #[inline(always)]
+    fn finish<F: Icmp>(&mut self, packet: &Packet<F>) -> Option<()>
+    where
+        Self: Sized,
+    {
+        unfinished::finish::<F>(self, packet)
     }
 
     /// Calls [`answer::answer`], in the kernel a function of its own that the verifier follows once; says whether there is an

@@ -129,6 +129,7 @@ pub struct HostTables {
     path_mtus: RefCell<BTreeMap<u32, u32>>,
     interface_mtus: RefCell<BTreeMap<u32, u32>>,
     datagrams: RefCell<HashMap<DatagramKey, Datagram>>,
+    generic: RefCell<BTreeSet<u32>>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -240,6 +241,16 @@ impl HostTables {
     /// Sets an interface's MTU; 0 is an unknown one.
     pub fn set_interface_mtu(&self, ifindex: u32, mtu: u32) {
         self.interface_mtus.borrow_mut().insert(ifindex, mtu);
+    }
+
+    /// Has the program of an interface run in the network stack.
+    pub fn set_generic(&self, ifindex: u32) {
+        self.generic.borrow_mut().insert(ifindex);
+    }
+
+    /// Interfaces whose program runs in the network stack.
+    pub fn generic(&self) -> BTreeSet<u32> {
+        self.generic.borrow().clone()
     }
 
     /// The MTUs that are known on the ways to backends, by their index, and of interfaces, by theirs.
@@ -419,6 +430,10 @@ impl Tables for &HostTables {
 
     fn interface_mtu(self, ifindex: u32) -> u32 {
         self.interface_mtus.borrow().get(&ifindex).copied().unwrap_or(0)
+    }
+
+    fn is_generic(self, ifindex: u32) -> bool {
+        self.generic.borrow().contains(&ifindex)
     }
 
     fn take_turn(self, service: u32) -> u64 {

@@ -333,7 +333,7 @@ impl<F: Icmp> Report<F> {
             key: FlowKey::new(answer, protocol),
             protocol,
             hops: packet.hops,
-            has_checksum: quoted.payload >= checksum(protocol) + size_of::<u16>(),
+            has_checksum: quoted.payload >= checksum_offset(protocol) + size_of::<u16>(),
             network: arrival.network,
             // To be compared with the frame's end again.
             message: opaque(packet.transport),
@@ -364,7 +364,7 @@ impl<F: Icmp> Report<F> {
         let mut delta = F::rewrite_quoted(frame, self.message + HEADER, becomes, addresses)?.and(ports);
         frame.at_mut::<[u8; 4]>(self.transport)?.store(becomes.ports.reversed().wire());
         if self.has_checksum {
-            let check: &mut [u8; 2] = frame.at_mut(self.transport + checksum(self.protocol))?;
+            let check: &mut [u8; 2] = frame.at_mut(self.transport + checksum_offset(self.protocol))?;
             let before = check.load();
             let after = match self.protocol {
                 Protocol::Tcp => Tcp::adjusted(before, flow.transport),
@@ -411,7 +411,7 @@ impl Message {
 
 /// Offset of the checksum in the transport's header.
 #[inline(always)]
-const fn checksum(protocol: Protocol) -> usize {
+pub(crate) const fn checksum_offset(protocol: Protocol) -> usize {
     match protocol {
         Protocol::Tcp => Tcp::CHECKSUM,
         Protocol::Udp => Udp::CHECKSUM,

@@ -19,6 +19,7 @@
 extern crate std;
 
 pub mod answer;
+pub mod checksum;
 pub mod connect;
 pub mod forward;
 pub mod frame;
@@ -33,11 +34,12 @@ pub mod rewrite;
 pub mod select;
 pub mod tables;
 pub mod transport;
+pub mod unfinished;
 
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Family as _, Program, Protocol, Reason, V4, V6};
+use lb_common::{Family as _, Program, Protocol, Reason, Seen, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
@@ -45,7 +47,7 @@ use crate::{
     icmp::{Icmp, Message, Report},
     parse::{Arrival, Packet, Part},
     part::Examined,
-    tables::{Flow, Flows},
+    tables::{Flow, Flows, Tables},
 };
 
 /// What is to become of a frame: the reason says it all, but for where a forwarded frame leaves.
@@ -115,7 +117,7 @@ where
             Some(protocol) => {
                 let (ports, seen) = parse::transport::<F>(frame, &header, protocol, Part::Whole)?;
                 let packet = Packet::new(frame, arrival, &header, protocol, ports, seen);
-                return translate_or_answer::<F, M>(frame, tables, arrival, &packet);
+                return translate_or_answer::<F, M>(Program::Plain, frame, tables, arrival, &packet);
             }
             None if header.protocol == F::ICMP => Program::Icmp,
             None => Program::Unusual,
@@ -136,7 +138,7 @@ where
     if frame.examine::<F, M>(tables, arrival.ingress, &mut packet)? == Examined::Icmp {
         return frame.hand_over(tables, arrival.ingress, Program::Icmp);
     }
-    let result = translate_or_answer::<F, M>(frame, tables, arrival, &packet);
+    let result = translate_or_answer::<F, M>(Program::Unusual, frame, tables, arrival, &packet);
     if packet.part == Part::First {
         let reason = match result {
             Ok(Verdict { reason, .. }) | Err(reason) => reason,
@@ -146,15 +148,40 @@ where
     result
 }
 
-/// Sends the packet on or, where its hops end here, an answer back.
+/// Writes the checksum that the sender left to its network card, if it did.
+///
+/// # Errors
+///
+/// [`Reason::UnfinishedChecksum`] where that cannot be done: in the network stack the kernel would do it once more.
 #[inline(always)]
-fn translate_or_answer<F: Icmp, M: Flows<F>>(
+fn finish_checksum<F: Icmp, M: Tables>(
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
     packet: &Packet<F>,
-) -> Result<Verdict, Reason> {
-    match translate::<F, M>(frame, tables, arrival, packet) {
+) -> Result<(), Reason> {
+    if packet.part == Part::Whole
+        && frame.is_unfinished(packet)
+        && (tables.is_generic(arrival.ingress) || frame.finish(packet).is_none())
+    {
+        return Err(Reason::UnfinishedChecksum);
+    }
+    Ok(())
+}
+
+/// Sends the packet on or, where its hops end here, an answer back.
+#[inline(always)]
+fn translate_or_answer<F: Icmp, M>(
+    program: Program,
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+    packet: &Packet<F>,
+) -> Result<Verdict, Reason>
+where
+    M: Flows<V4> + Flows<V6> + Flows<F>,
+{
+    match translate::<F, M>(program, frame, tables, arrival, packet) {
         Err(Reason::TtlExpired) => {
             send_answer::<F, M>(frame, tables, arrival, packet, Reason::TtlExpired, Message::TimeExceeded)
         }
@@ -183,12 +210,16 @@ fn send_answer<F: Icmp, M: Flows<F>>(
 
 /// Finds or makes the packet's flow, rewrites the packet and sends it on.
 #[inline(always)]
-fn translate<F: Icmp, M: Flows<F>>(
+fn translate<F: Icmp, M>(
+    program: Program,
     frame: &mut impl Frame,
     tables: M,
     arrival: &Arrival,
     packet: &Packet<F>,
-) -> Result<Verdict, Reason> {
+) -> Result<Verdict, Reason>
+where
+    M: Flows<V4> + Flows<V6> + Flows<F>,
+{
     let known = match tables.likely_flow(&packet.key) {
         Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
         other => other,
@@ -204,20 +235,31 @@ fn translate<F: Icmp, M: Flows<F>>(
     packet.may_travel()?;
 
     let now = tables.now();
-    if flow.last != now || !flow.seen.has(packet.seen) {
-        let seen = flow.seen.and(packet.seen);
-        let ends = seen.end() != flow.seen.end();
+    let mut seen = flow.seen;
+    if flow.last != now || !seen.has(packet.seen) {
+        let ends = seen.and(packet.seen).end() != seen.end();
+        // A direction's first packet tells for all: it is the sender's stack that does so, always or never.
+        if !seen.has(Seen::PACKET) && program == Program::Plain && frame.is_unfinished(packet) {
+            seen = seen.and(Seen::UNFINISHED);
+        }
+        seen = seen.and(packet.seen);
         flow.record(seen, now);
         if ends {
             pair::tell_end(tables, &packet.key, &flow, seen.end());
         }
     }
+    if seen.has(Seen::UNFINISHED) && program == Program::Plain {
+        return frame.hand_over(tables, arrival.ingress, Program::Unusual);
+    }
     let hop = forward::hop(tables, packet, &flow)?;
     // A frame may be longer than the packet in it.
     if frame.length() > packet.network() + tables.smallest_mtu() as usize
-        && let Some(mtu) = forward::too_narrow(tables, &flow, F::length(frame, packet.network()))
+        && let Some(mtu) = forward::too_narrow::<F, M>(tables, &flow, F::length(frame, packet.network()))
     {
         return send_answer::<F, M>(frame, tables, arrival, packet, Reason::TooBig, Message::TooBig(mtu));
+    }
+    if program == Program::Unusual {
+        finish_checksum::<F, M>(frame, tables, arrival, packet)?;
     }
     rewrite::rewrite(frame, packet, &flow, &hop).ok_or(Reason::Malformed)?;
     tables.count_traffic(flow.backend(), flow.side(), frame.length());

@@ -32,6 +32,8 @@ pub trait Tables: Copy {
     fn path_mtu(self, backend: u32) -> u32;
     /// The MTU of that interface; 0 while it is not known.
     fn interface_mtu(self, ifindex: u32) -> u32;
+    /// Whether what comes in through that interface meets the program in the network stack, not in the driver.
+    fn is_generic(self, ifindex: u32) -> bool;
     /// How many connections the service has had before this one; no two callers get the same answer.
     fn take_turn(self, service: u32) -> u64;
     /// The next number in the sequence of SNAT ports at that cursor; no two callers get the same answer.

@@ -111,4 +111,4 @@ impl Transport for Udp {
 }
 
 /// In a UDP header: the sender computed none (RFC 768); not allowed over IPv6 (RFC 8200 section 8.1).
-const NO_CHECKSUM: u16 = 0;
+pub(crate) const NO_CHECKSUM: u16 = 0;

@@ -14,7 +14,11 @@ use aya::{
     },
 };
 
-use lb_common::{Meta, table::slots_for};
+use lb_common::{
+    Meta,
+    control::{GENERIC, NATIVE},
+    table::slots_for,
+};
 
 use crate::{
     maps::{Maps, name},
@@ -62,15 +66,15 @@ impl Mode {
     /// As the map of interfaces has it.
     pub(crate) const fn number(self) -> u32 {
         match self {
-            Self::Native => 1,
-            Self::Generic => 2,
+            Self::Native => NATIVE,
+            Self::Generic => GENERIC,
         }
     }
 
     pub(crate) const fn from_number(number: u32) -> Option<Self> {
         match number {
-            1 => Some(Self::Native),
-            2 => Some(Self::Generic),
+            NATIVE => Some(Self::Native),
+            GENERIC => Some(Self::Generic),
             _ => None,
         }
     }

@@ -460,6 +460,8 @@ macro_rules! every_case {
             without_a_next_hop_the_next_attempt_goes_to_the_next_backend,
             a_connection_waits_for_a_lost_next_hop,
             tcp_of_no_connection_passes,
+            unfinished_checksums_are_finished,
+            unfinished_checksums_are_refused_in_generic_mode,
             what_is_not_for_a_service_passes,
             a_packet_of_no_flow_from_a_backend_passes,
             from_an_address_that_no_client_has_nothing_begins,
@@ -813,6 +815,39 @@ rules! {
             case.refuses_request(Reason::Stray, &connection, control);
         }
         case.has_entries(0);
+    }
+
+    /// As a stack leaves them to a network card: with the sum of the pseudo header, not complemented.
+    unfinished_checksums_are_finished(Kind::ALL, 1, kind, case) {
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        let unfinished = Packet::frame_with_unfinished_checksum;
+        for length in [0, 1, 2, 3, 15, 16, 17, 700, 1_401] {
+            let control = if length == 0 { Control::SYN } else { Control::ACK };
+            let payload: Vec<u8> = (0..length).map(|at: u16| at.to_le_bytes()[0] ^ 0x5a).collect();
+            // Padding is none of it.
+            let trailer = vec![0xff; 3];
+            let sent = |packet: Packet| Packet { payload: payload.clone(), trailer: trailer.clone(), ..packet };
+            let request = sent(connection.request(control));
+            let becomes = connection.request_out(&request).frame();
+            case.forwards(CLIENTS, unfinished(&request), SERVERS, becomes);
+            let reply = sent(connection.reply(control | Control::ACK));
+            let becomes = connection.reply_out(&reply).frame();
+            case.forwards(SERVERS, unfinished(&reply), CLIENTS, becomes);
+        }
+    }
+
+    /// There the kernel finishes them later, from what is then another sum.
+    unfinished_checksums_are_refused_in_generic_mode(Kind::ALL, 1, kind, case) {
+        case.edit(|tables| tables.set_generic(CLIENTS));
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        let request = connection.request(Control::SYN);
+        for _ in 0..2 {
+            case.refuses(Reason::UnfinishedChecksum, CLIENTS, request.frame_with_unfinished_checksum());
+        }
+        // The other direction's interface is not in that mode.
+        let reply = connection.reply(Control::SYN | Control::ACK);
+        let becomes = connection.reply_out(&reply).frame();
+        case.forwards(SERVERS, reply.frame_with_unfinished_checksum(), CLIENTS, becomes);
     }
 
     /// Byte for byte.

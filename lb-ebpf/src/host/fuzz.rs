@@ -21,7 +21,7 @@ use super::{
     cases::{self, CLIENTS, ELSEWHERE, Ip, Kind, Outcome, PORT, SERVERS, hop, process},
     packet::{
         Control, ETHERNET, Extension, IcmpError, Places, checksums_hold, error_checksums_hold, extended,
-        fit_lengths, is_translation, mend_checksums, turned_back,
+        finished, fit_lengths, is_translation, leave_unfinished, mend_checksums, turned_back,
     },
     random::Random,
 };
@@ -218,6 +218,9 @@ impl Fuzzer {
             mend_checksums(&mut frame);
         }
         if self.random.once_in(16) {
+            leave_unfinished(&mut frame);
+        }
+        if self.random.once_in(16) {
             ingress = self.random.choose(&[CLIENTS, SERVERS, ELSEWHERE]);
         }
         (ingress, frame)
@@ -373,7 +376,9 @@ impl Step {
                 }
                 let hold = checksums_hold;
                 rule(!hold(before) || hold(after), || "right checksums became wrong".into())?;
-                rule(is_translation(before, after), || "a forwarded frame is no translation".into())
+                // Which packets of a connection are finished depends on its first ones.
+                let is_right = is_translation(before, after) || is_translation(&finished(before), after);
+                rule(is_right, || "a forwarded frame is no translation".into())
             }
             Action::Answer => {
                 /// RFC 1812 section 4.3.2.3, RFC 4443 section 2.4(c).
@@ -456,6 +461,7 @@ fn tables(random: &mut Random) -> HostTables {
             tables.set_next_hop(backend, Hop::default());
         }
     }
+    tables.set_generic(ELSEWHERE);
     for ifindex in [CLIENTS, SERVERS, ELSEWHERE] {
         tables.set_interface_mtu(ifindex, mtu(random));
     }

@@ -285,6 +285,17 @@ impl Packet {
         frame
     }
 
+    /// The frame as a stack makes it that leaves the checksum to a network card: the sum of the pseudo header is in its place.
+    ///
+    /// # Panics
+    ///
+    /// As [`Packet::frame`].
+    pub fn frame_with_unfinished_checksum(&self) -> Vec<u8> {
+        let mut frame = self.frame();
+        leave_unfinished(&mut frame);
+        frame
+    }
+
     fn ip_header(&self) -> IpHeaders {
         let mut headers = ip_header((self.src.ip(), self.dst.ip()), self.hops, TRAFFIC_CLASS);
         match &mut headers {
@@ -407,6 +418,30 @@ pub fn checksums_hold(frame: &[u8]) -> bool {
         sum(&[&parts.pseudo_header, transport]) == 0xffff
     };
     network_holds && transport_holds
+}
+
+/// Leaves the checksum of a whole packet of TCP or UDP to a network card. Other frames stay as they are.
+pub fn leave_unfinished(frame: &mut [u8]) {
+    if let Some(parts) = Parts::of(frame).filter(|parts| parts.piece == Piece::Whole && !parts.is_icmp()) {
+        let at = parts.transport.start + parts.checksum;
+        let sum = u16::try_from(sum(&[&parts.pseudo_header])).expect("a folded sum");
+        frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+/// The frame with its checksum finished, if its sender left that to a network card: if it is the sum of the pseudo header.
+pub fn finished(frame: &[u8]) -> Vec<u8> {
+    let mut finished = frame.to_vec();
+    if let Some(parts) = Parts::of(frame).filter(|parts| parts.piece == Piece::Whole && !parts.is_icmp()) {
+        let at = parts.transport.start + parts.checksum;
+        let pseudo_header = u16::try_from(sum(&[&parts.pseudo_header])).expect("a folded sum");
+        if frame[at..at + 2] == pseudo_header.to_be_bytes() {
+            mend_packet(&mut finished);
+            // What is wrong in the network header stays so.
+            finished[parts.header.clone()].copy_from_slice(&frame[parts.header]);
+        }
+    }
+    finished
 }
 
 /// Whether a frame with TCP or UDP, or with a fragment of them, has become one that differs from it only as a translation does:

@@ -10,9 +10,10 @@ use lb_tests::process::Process;
 use lb_tests::topology::Topology;
 use nix::sys::signal::Signal;
 
+use crate::bulk;
 use crate::support::{
-    Family, Greeter, Make, Manners, PATIENCE, Sockets as _, UdpEcho, Visit, ask, both_families, pass_object,
-    start, unspecified,
+    Family, Greeter, Make, Manners, PATIENCE, Sockets as _, UdpEcho, Visit, ask, both_families, eventually,
+    json, pass_object, start, unspecified,
 };
 
 /// A tcpdump that watches an interface.
@@ -46,7 +47,7 @@ impl Watcher {
         self.process.stop(Signal::SIGINT)?;
         std::thread::sleep(Duration::from_millis(50));
         for line in self.process.stdout() {
-            ensure!(!line.contains("incorrect") && !line.contains("bad "), "a wrong checksum: {line}");
+            ensure!(!line.contains("incorrect") && !line.contains("[bad "), "a wrong checksum: {line}");
         }
         Ok(correct(&self.process))
     }
@@ -62,12 +63,7 @@ fn tcpdump_finds_every_checksum_correct() -> Result<()> {
             topology.attach_to_peers(&pass_object(&topology)?)?;
         }
         let server = &topology.servers[0];
-        // What receive offload joins has no checksum of its own. Where redirected packets arrive, the program polls.
-        for (namespace, device) in
-            [(&topology.client, "eth0"), (&topology.switch, "port-balancer"), (&server.namespace, "eth0")]
-        {
-            namespace.run("ethtool", ["-K", device, "gro", "off"])?;
-        }
+        join_nothing(&topology)?;
         let _tcp = Greeter::on_all(&topology, 80, Manners::Echo)?;
         let _udp = UdpEcho::on_all(&topology, 80)?;
         let mut args = both_families(&topology, 80, "tcp");
@@ -100,4 +96,67 @@ fn tcpdump_finds_every_checksum_correct() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn checksums_that_senders_leave_to_their_network_cards_are_finished() -> Result<()> {
+    let cases: [Make; 2] = [Topology::two_arm, Topology::one_arm];
+    for topology in cases {
+        let topology = topology(1)?;
+        topology.attach_to_peers(&pass_object(&topology)?)?;
+        let server = &topology.servers[0];
+        leave_checksums_unfinished(&topology)?;
+        let _echo = UdpEcho::on_all(&topology, 80)?;
+        let mut args = both_families(&topology, 80, "udp");
+        args.extend(both_families(&topology, 80, "tcp"));
+        let _balancer = start(&topology, &args)?;
+        join_nothing(&topology)?;
+        let (at_server, at_client) = (Watcher::start(&server.namespace)?, Watcher::start(&topology.client)?);
+        for family in Family::ALL {
+            let to = family.service(80);
+            for length in [0_u16, 1, 2, 3, 700, 1_401] {
+                let socket = topology.client.udp(unspecified(to))?;
+                ask(&socket, to, &vec![length.to_le_bytes()[0]; length.into()])?;
+            }
+            let listener = server.namespace.listen(family.at(server, 80))?;
+            bulk::both_directions(&topology.client, &listener, family, 1_000_000)
+                .with_context(|| format!("{family:?}"))?;
+        }
+        for (name, watcher) in [("server", at_server), ("client", at_client)] {
+            let correct = watcher.verdict(2 * 700).with_context(|| format!("at the {name}"))?;
+            println!("at the {name}: {correct} correct");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn in_generic_mode_what_has_an_unfinished_checksum_is_refused_and_counted() -> Result<()> {
+    let topology = Topology::two_arm(1)?;
+    leave_checksums_unfinished(&topology)?;
+    let _echo = UdpEcho::on_all(&topology, 80)?;
+    let mut args = both_families(&topology, 80, "udp");
+    args.extend(["--mode".to_owned(), "generic".to_owned()]);
+    let _balancer = start(&topology, &args)?;
+    for (family, sent) in Family::ALL.into_iter().zip(1..) {
+        let to = family.service(80);
+        topology.client.udp(unspecified(to))?.send_to(b"hello", to)?;
+        eventually("it is counted", || {
+            Ok(json(&topology, &["stats"])?["reasons"]["unfinished-checksum"].as_u64() == Some(sent))
+        })?;
+    }
+    Ok(())
+}
+
+/// What receive offload joins has no checksum of its own. Where redirected packets arrive, the program polls.
+fn join_nothing(topology: &Topology) -> Result<()> {
+    let server = &topology.servers[0].namespace;
+    let ends = [(&topology.client, "eth0"), (&topology.switch, "port-balancer"), (server, "eth0")];
+    ends.into_iter().try_for_each(|(end, device)| end.run("ethtool", ["-K", device, "gro", "off"]).map(drop))
+}
+
+/// As it is where nobody has said `ethtool -K DEV tx off`.
+fn leave_checksums_unfinished(topology: &Topology) -> Result<()> {
+    let ends = [&topology.client, &topology.servers[0].namespace];
+    ends.into_iter().try_for_each(|end| end.run("ethtool", ["-K", "eth0", "tx", "on"]).map(drop))
 }

@@ -1,6 +1,6 @@
 //! The program in the kernel, following what the library does on the host.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use aya::maps::{
 use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use aya::util::{nr_cpus, online_cpus};
 use aya::{Ebpf, EbpfLoader, Pod};
-use lb_common::control::OwnAddress;
+use lb_common::control::{GENERIC, NATIVE, OwnAddress};
 use lb_common::table::slots_for;
 use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
 use lb_common::{
@@ -218,9 +218,11 @@ impl Kernel {
         for (backend, mtu) in paths {
             self.array::<u32>("PATH_MTUS")?.set(backend, mtu, 0)?;
         }
-        for (ifindex, mtu) in interfaces {
+        let generic = tables.generic();
+        for ifindex in interfaces.keys().chain(&generic).copied().collect::<BTreeSet<_>>() {
             let map = self.map_mut("INTERFACES")?;
-            let interface = Interface { since: 0, mode: 1, mtu };
+            let mode = if generic.contains(&ifindex) { GENERIC } else { NATIVE };
+            let interface = Interface { since: 0, mode, mtu: interfaces.get(&ifindex).copied().unwrap_or(0) };
             BpfHashMap::<_, u32, Interface>::try_from(map)?.insert(ifindex, interface, 0)?;
         }
         self.array::<u32>("SMALLEST_MTU")?.set(0, tables.smallest_mtu(), 0).map_err(Into::into)

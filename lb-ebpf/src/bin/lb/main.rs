@@ -10,6 +10,8 @@ mod packet;
 #[path = "../program/mod.rs"]
 mod program;
 
+use core::hint::black_box;
+
 use aya_ebpf::{Global, bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::{debug, warn};
 use lb_common::{Action, Program, Reason};
@@ -43,7 +45,7 @@ pub(crate) fn lb_icmp(context: XdpContext) -> u32 {
 fn run<const WHOLE: bool>(context: &XdpContext, program: Program) -> u32 {
     let ingress = ingress(context);
     let verdict = lb_ebpf::process(program, &mut XdpFrame::<WHOLE>::new(context), Maps, ingress);
-    report(context, verdict.reason, ingress);
+    report(verdict.reason, ingress);
     match verdict.reason.action() {
         Action::Forward | Action::Answer
             if verdict.egress == ingress && SEND_BACK_BY_REDIRECT.load() == 0 =>
@@ -71,10 +73,10 @@ fn redirect(ifindex: u32) -> u32 {
 
 /// Logs what is rare.
 #[inline(always)]
-fn report(context: &XdpContext, reason: Reason, ingress: u32) {
+fn report(reason: Reason, ingress: u32) {
     match reason {
         Reason::TableFull | Reason::PortsExhausted | Reason::NoBackend | Reason::NoNextHop => {
-            refused(XdpContext::new(context.ctx), reason, ingress);
+            black_box(lb_refused(reason as u64, ingress));
         }
         Reason::Stray
         | Reason::Malformed
@@ -87,9 +89,10 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
         | Reason::FragmentEarly
         | Reason::FragmentDropped
         | Reason::Extension
+        | Reason::UnfinishedChecksum
         | Reason::ProgramMissing
         | Reason::Martian => {
-            odd(XdpContext::new(context.ctx), reason, ingress);
+            black_box(lb_odd(reason as u64, ingress));
         }
         Reason::Forwarded
         | Reason::IcmpForwarded
@@ -101,16 +104,26 @@ fn report(context: &XdpContext, reason: Reason, ingress: u32) {
 }
 
 /// Logs a connection that was not made.
-// Out of line, for logging takes stack. `--log-level` is a constant to the verifier: with it off, nothing of this stays.
+// A function of its own, for logging takes stack; one that is global, for the verifier follows it once, and so with a result, which
+// somebody has to use. `--log-level` is a constant to it: with it off, nothing of this stays.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn refused(context: XdpContext, reason: Reason, ingress: u32) {
-    warn!(&context, "connection refused on interface {}: {}", ingress, reason.name());
+extern "C" fn lb_refused(reason: u64, ingress: u32) -> u64 {
+    warn!(&(), "connection refused on interface {}: {}", ingress, name(reason));
+    0
 }
 
 /// Logs a packet that should not have come.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn odd(context: XdpContext, reason: Reason, ingress: u32) {
-    debug!(&context, "odd packet on interface {}: {}", ingress, reason.name());
+extern "C" fn lb_odd(reason: u64, ingress: u32) -> u64 {
+    debug!(&(), "odd packet on interface {}: {}", ingress, name(reason));
+    0
+}
+
+#[inline(always)]
+fn name(code: u64) -> &'static str {
+    Reason::from_code(code).map_or("", Reason::name)
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -13,7 +13,7 @@ use lb_common::{
     Addr, Answers, Backend, BackendCounters, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
     Interface, Meta, Program, Reason, Service, ServiceKey, Side, Tick, Tuple, V4, V6,
     backend::MAX_BACKENDS,
-    control::{MAX_OWN_ADDRESSES, OwnAddress},
+    control::{GENERIC, MAX_OWN_ADDRESSES, OwnAddress},
     datagram::{Early, MAX_DATAGRAMS},
     flow::Shared,
     service::{MAX_SERVICES, MAX_SLOTS},
@@ -230,6 +230,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn interface_mtu(self, ifindex: u32) -> u32 {
         INTERFACES.get_ptr_mut(ifindex).and_then(InMap::new).map_or(0, |interface| interface.mtu)
+    }
+
+    #[inline(always)]
+    fn is_generic(self, ifindex: u32) -> bool {
+        INTERFACES
+            .get_ptr_mut(ifindex)
+            .and_then(InMap::new)
+            .is_some_and(|interface| interface.mode == GENERIC)
     }
 
     #[inline(always)]

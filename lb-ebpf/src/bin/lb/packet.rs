@@ -5,14 +5,15 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::{DatagramKey, Family as _, Program, Reason, Tick, V4, V6, datagram::Early};
+use lb_common::{DatagramKey, Family as _, Program, Reason, Tick, V4, V6, checksum::Sum, datagram::Early};
 use lb_ebpf::{
-    Verdict, answer,
+    Verdict, answer, checksum,
     frame::{Frame, Wire, opaque},
     icmp::{Icmp, Message},
     parse::Packet,
     part::{self, End, Examined, Parts},
     tables::Tables,
+    unfinished,
 };
 
 use crate::maps::{self, Maps};
@@ -140,6 +141,34 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
     }
 
     #[inline(always)]
+    fn sum(&self, from: usize, to: usize) -> Option<Sum> {
+        u32::try_from(sum_between(self.context, from as u64, to as u64)).ok().map(Sum::from_number)
+    }
+
+    #[inline(always)]
+    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>) -> bool {
+        let (context, packet) = (self.context, &raw const *packet);
+        let is_unfinished = if F::NUMBER == V4::NUMBER {
+            is_unfinished_v4(context, packet.cast())
+        } else {
+            is_unfinished_v6(context, packet.cast())
+        };
+        is_unfinished != 0
+    }
+
+    #[inline(always)]
+    fn finish<F: Icmp>(&mut self, packet: &Packet<F>) -> Option<()> {
+        let (context, packet) = (self.context, &raw const *packet);
+        let finished = if F::NUMBER == V4::NUMBER {
+            finish_v4(context, packet.cast())
+        } else {
+            finish_v6(context, packet.cast())
+        };
+        *self = Self::new(&XdpContext::new(self.context));
+        (finished != 0).then_some(())
+    }
+
+    #[inline(always)]
     fn answer<F: Icmp, M: Tables>(&mut self, _tables: M, message: Message) -> bool {
         let mtu = match message {
             Message::TimeExceeded => NO_MTU,
@@ -208,6 +237,58 @@ fn examine_for_caller<F: Parts>(context: *mut xdp_md, ingress: u32, to: *mut Pac
         Ok(Examined::Icmp) => IS_ICMP,
         Err(reason) => Reason::code(Some(reason)),
     }
+}
+
+/// The sum of what is between two offsets of a frame; no sum is that large if there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sum_between(context: *mut xdp_md, from: u64, to: u64) -> u64 {
+    let frame = XdpFrame::<false>::new(&XdpContext::new(context));
+    checksum::sum(&frame, from as usize, to as usize).map_or(u64::MAX, |sum| sum.number().into())
+}
+
+/// Whether the packet in a frame has an unfinished checksum.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_unfinished_v4(context: *mut xdp_md, packet: *const Packet<V4>) -> u64 {
+    is_unfinished_for_caller(context, packet)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn is_unfinished_v6(context: *mut xdp_md, packet: *const Packet<V6>) -> u64 {
+    is_unfinished_for_caller(context, packet)
+}
+
+#[inline(always)]
+fn is_unfinished_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>) -> u64 {
+    let frame = XdpFrame::<false>::new(&XdpContext::new(context));
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let packet = unsafe { packet.as_ref() };
+    packet.is_some_and(|packet| unfinished::is_unfinished(&frame, packet)).into()
+}
+
+/// Finishes the checksum of the packet in a frame; returns whether it could be done.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn finish_v4(context: *mut xdp_md, packet: *const Packet<V4>) -> u64 {
+    finish_for_caller(context, packet)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn finish_v6(context: *mut xdp_md, packet: *const Packet<V6>) -> u64 {
+    finish_for_caller(context, packet)
+}
+
+#[inline(always)]
+fn finish_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>) -> u64 {
+    let mut frame = XdpFrame::<false>::new(&XdpContext::new(context));
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let packet = unsafe { packet.as_ref() };
+    packet.and_then(|packet| unfinished::finish(&mut frame, packet)).is_some().into()
 }
 
 /// Makes of the frame the answer to it: that its packet is too big for that MTU or, with [`NO_MTU`], that its time is exceeded.
