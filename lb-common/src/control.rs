@@ -12,17 +12,17 @@ pub const LAYOUT_VERSION: u32 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Program {
-    /// Of packets as most are.
+    /// Of packets as most are: of a known connection, and with nothing about them.
     Plain,
-    /// Of fragments, and of packets with extension headers or in several pieces.
-    Unusual,
+    /// Of others: first and last ones of connections, fragments, packets with extension headers or in several pieces.
+    Other,
     /// Of ICMP errors.
     Icmp,
 }
 
 impl Program {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::Unusual, Self::Icmp];
+    pub const ALL: [Self; 3] = [Self::Plain, Self::Other, Self::Icmp];
 
     /// Its place in the map of programs.
     #[inline(always)]
@@ -34,7 +34,7 @@ impl Program {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Plain => "lb",
-            Self::Unusual => "lb_unusual",
+            Self::Other => "lb_other",
             Self::Icmp => "lb_icmp",
         }
     }

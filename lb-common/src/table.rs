@@ -160,6 +160,7 @@ impl Occupancy {
     }
 
     /// The protocol's number of a flow that is in the slot.
+    #[inline(always)]
     pub const fn flow(self) -> Option<u32> {
         match self.protocol() {
             0 | Self::BUSY => None,
@@ -423,6 +424,17 @@ pub fn remove<F: Family, S: Slots<F>>(slots: S, slot: &S::Slot, occupancy: Occup
         slots.give_room();
     }
     removed
+}
+
+/// The key of the flow in some slot, if there is one; numbers that follow each other lead to slots far apart.
+#[inline(always)]
+pub fn sample<F: Family, S: Slots<F>>(slots: S, number: u32) -> Option<FlowKey<F>> {
+    /// Odd, so that so many numbers as there are slots lead to all of them.
+    const FACTOR: u32 = 0x9e37_79b1;
+
+    let slot = slots.slot(number.wrapping_mul(FACTOR) & slots.geometry().mask)?;
+    let protocol = slot.occupancy.flow()?;
+    Some(FlowKey { tuple: slot.entry.arrives, protocol })
 }
 
 /// Lets searches that begin in that slot end earlier, if flows that were far from it are gone. For userspace: it takes no lock,

@@ -18,6 +18,15 @@ pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow
     way(tables, flow)
 }
 
+/// The same, if it is known, and that the client's packets still come from there too.
+#[inline(always)]
+pub fn known_hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow) -> Option<Hop> {
+    if flow.side() == Side::Request && flow.client != packet.back {
+        return None;
+    }
+    way(tables, flow).ok()
+}
+
 /// The MTU of the way that the flow's packets take, if a packet of that length is larger: to a backend, that of the route; to
 /// a client, that of the interface. Nothing is known of what lies beyond.
 #[inline(never)]

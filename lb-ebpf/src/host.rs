@@ -539,6 +539,16 @@ impl<'a, F: HostFamily> Flows<F> for &'a HostTables {
         Some(HostFlow { found: entry.get(), protocol: key.protocol, entry, tables: self })
     }
 
+    fn sample(self, number: u32) -> Option<FlowKey<F>> {
+        let entries = F::table(self).entries.borrow();
+        entries.keys().nth((number as usize).checked_rem(entries.len())?).copied()
+    }
+
+    fn has_room(self) -> bool {
+        let table = F::table(self);
+        table.entries.borrow().len() + 2 <= table.capacity.get()
+    }
+
     fn insert(
         self,
         key: &FlowKey<F>,

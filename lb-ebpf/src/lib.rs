@@ -6,8 +6,8 @@
 //!                                 no service: the packet passes, untouched byte for byte
 //! ```
 //!
-//! It is the path of three programs, for a program has 512 bytes of stack: [`Program::Plain`] meets every frame, and hands
-//! over to the others what is not a whole TCP segment or UDP datagram right behind its network header.
+//! Three programs share it, each with the 512 bytes of stack that one has: [`Program::Plain`] meets every frame, and sends on those
+//! of known connections with which nothing is the matter, by far the most; the others it hands over.
 //!
 //! The library knows neither aya nor the kernel: frames and tables enter through the traits of [`frame`] and
 //! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`rewrite`],
@@ -39,15 +39,16 @@ pub mod unfinished;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Family as _, Program, Protocol, Reason, Seen, V4, V6};
+use lb_common::{Family as _, Hop, Program, Protocol, Reason, Seen, V4, V6};
 use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
     icmp::{Icmp, Message, Report},
+    network::Header,
     parse::{Arrival, Packet, Part},
     part::Examined,
-    tables::{Flow, Flows, Tables},
+    tables::{Flow, Flows},
 };
 
 /// What is to become of a frame: the reason says it all, but for where a forwarded frame leaves.
@@ -101,36 +102,55 @@ where
 {
     match program {
         Program::Plain => plain::<F, M>(frame, tables, arrival),
-        Program::Unusual => unusual::<F, M>(frame, tables, arrival),
+        Program::Other => other::<F, M>(frame, tables, arrival),
         Program::Icmp => translate_error::<F, M>(frame, tables, arrival),
     }
 }
 
-/// The path of a packet as most are: of a transport that services have, right behind the network header.
+/// The path of a packet as most are: one of a connection that is known, with which nothing is the matter.
 #[inline(always)]
 fn plain<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
 where
     M: Flows<V4> + Flows<V6> + Flows<F>,
 {
     let other = match F::parse(frame, arrival.network) {
-        Ok(header) => match Protocol::from_number(header.protocol) {
-            Some(protocol) => {
-                let (ports, seen) = parse::transport::<F>(frame, &header, protocol, Part::Whole)?;
-                let packet = Packet::new(frame, arrival, &header, protocol, ports, seen);
-                return translate_or_answer::<F, M>(Program::Plain, frame, tables, arrival, &packet);
-            }
-            None if header.protocol == F::ICMP => Program::Icmp,
-            None => Program::Unusual,
+        Ok(header) if header.protocol == F::ICMP => Program::Icmp,
+        Ok(header) => match translate_plain::<F, M>(frame, tables, arrival, &header) {
+            Some(verdict) => return Ok(verdict),
+            None => Program::Other,
         },
         // Also a frame that is longer than what of it lies in one piece looks so.
-        Err(_) => Program::Unusual,
+        Err(_) => Program::Other,
     };
     frame.hand_over(tables, arrival.ingress, other)
 }
 
-/// The path of all other packets.
+/// Rewrites the packet and sends it on. `None` if there is more to it; then it is as it was.
 #[inline(always)]
-fn unusual<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
+fn translate_plain<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+    header: &Header,
+) -> Option<Verdict> {
+    let protocol = Protocol::from_number(header.protocol)?;
+    let (ports, seen) = parse::transport::<F>(frame, header, protocol, Part::Whole).ok()?;
+    let packet = Packet::new(frame, arrival, header, protocol, ports, seen);
+    let flow = tables.likely_flow(&packet.key)?;
+    if !packet.continues(flow.seen) || packet.may_travel().is_err() {
+        return None;
+    }
+    let hop = forward::known_hop(tables, &packet, &flow)?;
+    if too_narrow::<F, M>(frame, tables, &packet, &flow).is_some() {
+        return None;
+    }
+    record(tables, &flow, packet.seen);
+    send(frame, tables, &packet, &flow, &hop).ok()
+}
+
+/// The path of all other packets, but those of ICMP.
+#[inline(always)]
+fn other<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
 where
     M: Flows<V4> + Flows<V6> + Flows<F>,
 {
@@ -138,7 +158,12 @@ where
     if frame.examine::<F, M>(tables, arrival.ingress, &mut packet)? == Examined::Icmp {
         return frame.hand_over(tables, arrival.ingress, Program::Icmp);
     }
-    let result = translate_or_answer::<F, M>(Program::Unusual, frame, tables, arrival, &packet);
+    let result = match translate::<F, M>(frame, tables, arrival, &packet) {
+        Err(Reason::TtlExpired) => {
+            send_answer::<F, M>(frame, tables, arrival, &packet, Reason::TtlExpired, Message::TimeExceeded)
+        }
+        settled => settled,
+    };
     if packet.part == Part::First {
         let reason = match result {
             Ok(Verdict { reason, .. }) | Err(reason) => reason,
@@ -148,45 +173,87 @@ where
     result
 }
 
-/// Writes the checksum that the sender left to its network card, if it did.
+/// Finds or makes the packet's flow, rewrites the packet and sends it on.
+#[inline(always)]
+fn translate<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+    packet: &Packet<F>,
+) -> Result<Verdict, Reason> {
+    let known = match tables.flow(&packet.key) {
+        Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
+        other => other,
+    };
+    let flow = match known {
+        Some(flow) => flow,
+        None => {
+            tables.connect(packet)?;
+            // The pair may also be another CPU's, which saw a packet of the same connection at the same time.
+            tables.flow(&packet.key).ok_or(Reason::TableFull)?
+        }
+    };
+    packet.may_travel()?;
+
+    let before = flow.seen;
+    let is_unfinished = packet.part == Part::Whole && frame.is_unfinished(packet);
+    // A direction's first packet tells for all: it is the sender's stack that leaves checksums so, always or never.
+    let mark = Seen::when(is_unfinished && !before.has(Seen::PACKET), Seen::UNFINISHED);
+    record(tables, &flow, packet.seen.and(mark));
+    if !before.has(packet.seen.end()) {
+        pair::tell_end(tables, &packet.key, &flow, before.and(packet.seen).end());
+    }
+    let hop = forward::hop(tables, packet, &flow)?;
+    if let Some(mtu) = too_narrow::<F, M>(frame, tables, packet, &flow) {
+        return send_answer::<F, M>(frame, tables, arrival, packet, Reason::TooBig, Message::TooBig(mtu));
+    }
+    // In the network stack the kernel would finish it once more.
+    if is_unfinished && (tables.is_generic(arrival.ingress) || frame.finish(packet).is_none()) {
+        return Err(Reason::UnfinishedChecksum);
+    }
+    send(frame, tables, packet, &flow, &hop)
+}
+
+/// Writes down what a packet adds to what its direction has seen, and when; most add nothing, and come in the same tick.
+#[inline(always)]
+fn record<F: Icmp, M: Flows<F>>(tables: M, flow: &M::Flow, seen: Seen) {
+    let now = tables.now();
+    if flow.last != now || !flow.seen.has(seen) {
+        flow.record(flow.seen.and(seen), now);
+    }
+}
+
+/// The MTU of the packet's way, if the packet is larger.
+#[inline(always)]
+fn too_narrow<F: Icmp, M: Flows<F>>(
+    frame: &impl Frame,
+    tables: M,
+    packet: &Packet<F>,
+    flow: &M::Flow,
+) -> Option<u16> {
+    // A frame may be longer than the packet in it.
+    if frame.length() <= packet.network() + tables.smallest_mtu() as usize {
+        return None;
+    }
+    forward::too_narrow::<F, M>(tables, flow, F::length(frame, packet.network()))
+}
+
+/// Rewrites the packet, and counts it.
 ///
 /// # Errors
 ///
-/// [`Reason::UnfinishedChecksum`] where that cannot be done: in the network stack the kernel would do it once more.
+/// None: the verifier asks.
 #[inline(always)]
-fn finish_checksum<F: Icmp, M: Tables>(
+fn send<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
     tables: M,
-    arrival: &Arrival,
     packet: &Packet<F>,
-) -> Result<(), Reason> {
-    if packet.part == Part::Whole
-        && frame.is_unfinished(packet)
-        && (tables.is_generic(arrival.ingress) || frame.finish(packet).is_none())
-    {
-        return Err(Reason::UnfinishedChecksum);
-    }
-    Ok(())
-}
-
-/// Sends the packet on or, where its hops end here, an answer back.
-#[inline(always)]
-fn translate_or_answer<F: Icmp, M>(
-    program: Program,
-    frame: &mut impl Frame,
-    tables: M,
-    arrival: &Arrival,
-    packet: &Packet<F>,
-) -> Result<Verdict, Reason>
-where
-    M: Flows<V4> + Flows<V6> + Flows<F>,
-{
-    match translate::<F, M>(program, frame, tables, arrival, packet) {
-        Err(Reason::TtlExpired) => {
-            send_answer::<F, M>(frame, tables, arrival, packet, Reason::TtlExpired, Message::TimeExceeded)
-        }
-        settled => settled,
-    }
+    flow: &M::Flow,
+    hop: &Hop,
+) -> Result<Verdict, Reason> {
+    rewrite::rewrite(frame, packet, flow, hop).ok_or(Reason::Malformed)?;
+    tables.count_traffic(flow.backend(), flow.side(), frame.length());
+    Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
 }
 
 /// Sends an answer back in place of the packet, which is refused for that reason.
@@ -206,64 +273,6 @@ fn send_answer<F: Icmp, M: Flows<F>>(
     } else {
         Err(reason.unanswered())
     }
-}
-
-/// Finds or makes the packet's flow, rewrites the packet and sends it on.
-#[inline(always)]
-fn translate<F: Icmp, M>(
-    program: Program,
-    frame: &mut impl Frame,
-    tables: M,
-    arrival: &Arrival,
-    packet: &Packet<F>,
-) -> Result<Verdict, Reason>
-where
-    M: Flows<V4> + Flows<V6> + Flows<F>,
-{
-    let known = match tables.likely_flow(&packet.key) {
-        Some(_) if packet.is_syn() && pair::makes_way(tables, &packet.key) => None,
-        other => other,
-    };
-    let flow = match known {
-        Some(flow) => flow,
-        None => {
-            tables.connect(packet)?;
-            // The pair may also be another CPU's, which saw a packet of the same connection at the same time.
-            tables.flow(&packet.key).ok_or(Reason::TableFull)?
-        }
-    };
-    packet.may_travel()?;
-
-    let now = tables.now();
-    let mut seen = flow.seen;
-    if flow.last != now || !seen.has(packet.seen) {
-        let ends = seen.and(packet.seen).end() != seen.end();
-        // A direction's first packet tells for all: it is the sender's stack that does so, always or never.
-        if !seen.has(Seen::PACKET) && program == Program::Plain && frame.is_unfinished(packet) {
-            seen = seen.and(Seen::UNFINISHED);
-        }
-        seen = seen.and(packet.seen);
-        flow.record(seen, now);
-        if ends {
-            pair::tell_end(tables, &packet.key, &flow, seen.end());
-        }
-    }
-    if seen.has(Seen::UNFINISHED) && program == Program::Plain {
-        return frame.hand_over(tables, arrival.ingress, Program::Unusual);
-    }
-    let hop = forward::hop(tables, packet, &flow)?;
-    // A frame may be longer than the packet in it.
-    if frame.length() > packet.network() + tables.smallest_mtu() as usize
-        && let Some(mtu) = forward::too_narrow::<F, M>(tables, &flow, F::length(frame, packet.network()))
-    {
-        return send_answer::<F, M>(frame, tables, arrival, packet, Reason::TooBig, Message::TooBig(mtu));
-    }
-    if program == Program::Unusual {
-        finish_checksum::<F, M>(frame, tables, arrival, packet)?;
-    }
-    rewrite::rewrite(frame, packet, &flow, &hop).ok_or(Reason::Malformed)?;
-    tables.count_traffic(flow.backend(), flow.side(), frame.length());
-    Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
 }
 
 /// Finds the flow that an ICMP error is about, rewrites the error and sends it on. It goes the way of the packets that would

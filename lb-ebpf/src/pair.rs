@@ -1,8 +1,8 @@
 //! Pairs of flows: allocate a source port, insert both halves or none, and tell when a pair is over.
 
 use lb_common::{
-    Delta, Family, FlowKey, Port, Ports, Reason, Seen, Service, Side, Tuple, flow::Shared, service::MAX_SNAT,
-    table::NotInserted,
+    Delta, Family, FlowKey, Port, Ports, Protocol, Reason, Seen, Service, Side, Tuple, flow::Shared,
+    service::MAX_SNAT, table::NotInserted,
 };
 
 use crate::{
@@ -14,6 +14,10 @@ use crate::{
 /// so that a refused client's next attempt looks at others. The verifier follows every one of them.
 const ROUNDS: u32 = 4;
 const PROBES: u32 = 16;
+/// Ports behind one whose pair is half open that are preferred to it if they are free.
+const AHEAD: u32 = 3;
+/// Places of a full table that are looked at for a pair that gives way: of every ten pairs one is enough for nine of ten searches.
+const SAMPLES: u32 = 32;
 
 /// Inserts the pair for the packet's connection to `backend`, the reply's half first: the request's half, once it is
 /// there, stands for the whole pair.
@@ -43,8 +47,7 @@ pub fn insert<F: Family, M: Flows<F>>(
         backend,
         now: tables.now(),
     };
-    let source = tables.service(service).ok_or(Reason::NoService)?;
-    insert_reply(tables, &source, target.cursor, &mut reply, request, &mut shared)?;
+    insert_reply(tables, service, target.cursor, &mut reply, request, &mut shared)?;
     match tables.insert(&packet.key, &reply.tuple, Side::Request, &shared) {
         Ok(()) => {
             tables.count_connection(backend);
@@ -68,17 +71,27 @@ pub fn insert<F: Family, M: Flows<F>>(
 #[inline(always)]
 fn insert_reply<F: Family, M: Flows<F>>(
     tables: M,
-    service: &Service,
+    service: u32,
     cursor: u32,
     key: &mut FlowKey<F>,
     request: &Tuple<F>,
     shared: &mut Shared,
 ) -> Result<(), Reason> {
+    if !tables.has_room() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "any number that no other first packet is likely to have"
+        )]
+        let number = F::digest(&request.src, &request.dst, request.ports.wire().into()) as u32;
+        if !tables.make_room(number) {
+            return Err(Reason::TableFull);
+        }
+    }
     for _ in 0..ROUNDS {
-        match find_port(tables, service, cursor, key) {
+        match tables.find_port(service, cursor, key) {
             Found::Free => {}
-            Found::Over if remove(tables, key) => {}
-            Found::Over | Found::Nothing => continue,
+            Found::Yielding if remove(tables, key, HALF_OPEN_TOO) => {}
+            Found::Yielding | Found::Nothing => continue,
         }
         // To a sum the reply's tuple is as good as its reverse, which requests become.
         shared.addresses = request.address_delta(&key.tuple);
@@ -92,38 +105,101 @@ fn insert_reply<F: Family, M: Flows<F>>(
     Err(Reason::PortsExhausted)
 }
 
-/// What a search for a source port has come to.
+/// What a search has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-enum Found {
+pub enum Found {
     /// Nothing, so far.
     Nothing,
-    /// One that is free.
+    /// A port that is free.
     Free,
-    /// One whose pair is over.
-    Over,
+    /// One whose pair gives way.
+    Yielding,
 }
 
-/// Fills in the next source that is free or whose pair is over. Cursors go round, so that such a pair is the one that has
-/// been over longest, and its backend the least likely to still hold it in TIME-WAIT.
-#[inline(never)]
-fn find_port<F: Family, M: Flows<F>>(
+impl Found {
+    /// From its number, as functions of the XDP program return it.
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        match number {
+            0 => Self::Nothing,
+            1 => Self::Free,
+            _ => Self::Yielding,
+        }
+    }
+}
+
+/// Fills in the next source that is free or whose pair gives way. Cursors go round: a pair that is over has been so longest, and its
+/// backend is the least likely to still hold it in TIME-WAIT; one that is half open has waited longest, and if ports behind it are
+/// not free either, it is a flood's, or is pushed out by one: each first packet takes one place of its own kind.
+#[inline(always)]
+pub fn find_port<F: Family, M: Flows<F>>(
     tables: M,
-    service: &Service,
+    service: u32,
     cursor: u32,
     key: &mut FlowKey<F>,
 ) -> Found {
+    let Some(service) = tables.service(service) else { return Found::Nothing };
     for _ in 0..PROBES {
-        let Some((snat, snat_port)) = source::<F>(service, tables.take_port(cursor)) else { break };
-        key.tuple.dst = snat;
-        key.tuple.ports = Ports::new(key.tuple.ports.src(), snat_port);
-        match tables.flow(key) {
-            None => return Found::Free,
-            Some(flow) if flow.is_over() => return Found::Over,
-            Some(_) => {}
+        let number = tables.take_port(cursor);
+        let Some(flow) = flow_at(tables, &service, number, key) else {
+            return if service.port_space() == 0 { Found::Nothing } else { Found::Free };
+        };
+        if flow.is_over() {
+            return Found::Yielding;
+        }
+        if is_half_open(tables, &flow, key.protocol) {
+            for ahead in 1..=AHEAD {
+                if flow_at(tables, &service, number.wrapping_add(ahead), key).is_none() {
+                    return Found::Free;
+                }
+            }
+            let _same = flow_at(tables, &service, number, key);
+            return Found::Yielding;
         }
     }
     Found::Nothing
+}
+
+/// Fills in that source; the flow that has it.
+#[inline(always)]
+fn flow_at<F: Family, M: Flows<F>>(
+    tables: M,
+    service: &Service,
+    number: u32,
+    key: &mut FlowKey<F>,
+) -> Option<M::Flow> {
+    let (snat, snat_port) = source::<F>(service, number)?;
+    key.tuple.dst = snat;
+    key.tuple.ports = Ports::new(key.tuple.ports.src(), snat_port);
+    tables.flow(key)
+}
+
+/// Makes room in a full table: removes a pair that gives way, if there is one among some; which those are depends on `number`.
+#[inline(always)]
+pub fn make_room<F: Family, M: Flows<F>>(tables: M, number: u32) -> bool {
+    for step in 0..SAMPLES {
+        if let Some(key) = tables.sample(number.wrapping_add(step))
+            && remove(tables, &key, HALF_OPEN_TOO)
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// Whether a pair that is half open gives way, like one that is over.
+const HALF_OPEN_TOO: bool = true;
+
+/// Whether the pair that has that half is no connection yet: nothing has come back, or the client has not confirmed what has.
+#[inline(always)]
+fn is_half_open<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow, protocol: u32) -> bool {
+    // Without its other half, a pair is just being made.
+    let Some(other) = tables.flow(&flow.partner(protocol)) else { return false };
+    let (request, reply) =
+        if flow.side() == Side::Request { (flow.seen, other.seen) } else { (other.seen, flow.seen) };
+    let is_confirmed = request.has(Seen::ACK) || protocol != u32::from(Protocol::Tcp.number());
+    !reply.has(Seen::PACKET) || !is_confirmed
 }
 
 /// The `number`-th of the service's source addresses and ports, going round.
@@ -145,18 +221,19 @@ pub fn makes_way<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>) -> bool {
     let over = tables.flow(key).is_some_and(|flow| flow.side() == Side::Request && flow.is_over());
     if over {
         // If another CPU removes it, that one inserts the new pair, or this one does: 'no overwrite' decides.
-        remove(tables, key);
+        remove(tables, key, !HALF_OPEN_TOO);
     }
     over
 }
 
-/// Removes the pair that has that half, if it is over; says whether this CPU has removed it or found none. The request's half
+/// Removes the pair that has that half, if it gives way; says whether this CPU has removed it or found none. The request's half
 /// stands for the pair: who removes that one removes the other.
 // Out of line, and so it looks again for what its callers have found.
 #[inline(never)]
-fn remove<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>) -> bool {
+fn remove<F: Family, M: Flows<F>>(tables: M, key: &FlowKey<F>, half_open_too: bool) -> bool {
     let Some(flow) = tables.flow(key) else { return true };
-    if !flow.is_over() {
+    let gives_way = flow.is_over() || half_open_too && is_half_open(tables, &flow, key.protocol);
+    if !gives_way {
         return false;
     }
     // The other half may be gone, and another pair's be under its key.

@@ -194,6 +194,13 @@ impl<F: Family> Packet<F> {
         self.seen.is_syn()
     }
 
+    /// Whether it is one of those in the midst of a connection, whose direction has seen that: neither the first in it, nor one that
+    /// begins or ends something, nor with a checksum to be finished.
+    #[inline(always)]
+    pub const fn continues(&self, seen: Seen) -> bool {
+        seen.has(Seen::PACKET.and(self.seen.end())) && !seen.has(Seen::UNFINISHED) && !self.is_syn()
+    }
+
     /// Whether a connection may begin with it.
     #[inline(always)]
     pub const fn opens(&self) -> bool {

@@ -7,7 +7,12 @@ use lb_common::{
     Side, Tick, Tuple, flow::Shared, table::NotInserted,
 };
 
-use crate::{connect, icmp::Icmp, parse::Packet};
+use crate::{
+    connect,
+    icmp::Icmp,
+    pair::{self, Found},
+    parse::Packet,
+};
 
 /// What is shared by both families. Tables are handles: copying one copies nothing of what it holds.
 pub trait Tables: Copy {
@@ -67,6 +72,20 @@ pub trait Flows<F: Family>: Tables {
     #[inline(always)]
     fn likely_flow(self, key: &FlowKey<F>) -> Option<Self::Flow> {
         self.flow(key)
+    }
+    /// Whether there is room for two entries more.
+    fn has_room(self) -> bool;
+    /// Calls [`pair::find_port`]; there may be a cheaper way to do that than in line.
+    #[inline(always)]
+    fn find_port(self, service: u32, cursor: u32, key: &mut FlowKey<F>) -> Found {
+        pair::find_port(self, service, cursor, key)
+    }
+    /// The key of the flow in some place of the table, if there is one; numbers that follow each other lead to places far apart.
+    fn sample(self, number: u32) -> Option<FlowKey<F>>;
+    /// Calls [`pair::make_room`]; likewise.
+    #[inline(always)]
+    fn make_room(self, number: u32) -> bool {
+        pair::make_room(self, number)
     }
     /// Calls [`connect::connect`]; there may be a cheaper way to do that than in line.
     ///

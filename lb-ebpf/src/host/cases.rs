@@ -455,6 +455,8 @@ macro_rules! every_case {
             the_port_range_goes_round_past_live_ports_to_those_that_are_over,
             exhausted_ports_refuse_new_connections_only,
             a_full_table_refuses_new_connections_only,
+            half_open_connections_give_way_when_ports_are_exhausted,
+            half_open_connections_give_way_in_a_full_table,
             without_a_backend_new_connections_are_refused,
             a_removed_backend_keeps_its_connections,
             without_a_next_hop_the_next_attempt_goes_to_the_next_backend,
@@ -752,6 +754,30 @@ rules! {
         case.has_entries(4);
         case.request(&first, Control::ACK);
         case.reply(&second, Control::ACK);
+    }
+
+    /// What is half open gives way to what comes after it, and what is established does not.
+    half_open_connections_give_way_when_ports_are_exhausted(Kind::ALL, 1, kind, case) {
+        case.edit(|tables| tables.edit_service(0, |service| (service.first_port, service.ports) = (5000, 2)));
+        let established = kind.connection(1, 1, 5000);
+        case.opens(&established);
+        let first = kind.connection(2, 1, 5001);
+        case.request(&first, Control::SYN);
+        if kind.protocol == Protocol::Tcp {
+            case.reply(&first, Control::SYN | Control::ACK);
+        }
+        for client_port in 3..9 {
+            // Only one port is left to them all.
+            case.request(&kind.connection(client_port, 1, 5001), Control::SYN);
+            case.has_entries(4);
+        }
+        if kind.protocol == Protocol::Tcp {
+            case.refuses_request(Reason::Stray, &first, Control::ACK);
+        }
+        case.opens(&kind.connection(9, 1, 5001));
+        case.refuses_request(Reason::PortsExhausted, &kind.connection(10, 1, 0), Control::SYN);
+        case.request(&established, Control::ACK);
+        case.reply(&established, Control::ACK);
     }
 
     /// And those that there are go on.
@@ -1115,6 +1141,30 @@ pub fn a_full_table_refuses_new_connections_only() -> Vec<Case> {
         })
     };
     rule(4).into_iter().chain(rule(5)).collect()
+}
+
+/// Whichever ports they have.
+pub fn half_open_connections_give_way_in_a_full_table() -> Vec<Case> {
+    each("half_open_connections_give_way_in_a_full_table", &Kind::ALL, 1, |kind, case| {
+        case.tables.set_capacity(4);
+        case.edit(|tables| tables.edit_service(0, |service| (service.first_port, service.ports) = (5000, 4)));
+        let established = kind.connection(1, 1, 5000);
+        case.opens(&established);
+        case.request(&kind.connection(2, 1, 5001), Control::SYN);
+        for (client_port, snat_port) in [(3, 5002), (4, 5003), (5, 5001)] {
+            case.request(&kind.connection(client_port, 1, snat_port), Control::SYN);
+            case.has_entries(4);
+        }
+        let last = kind.connection(6, 1, 5002);
+        case.opens(&last);
+        for client_port in [7, 8] {
+            case.refuses_request(Reason::TableFull, &kind.connection(client_port, 1, 0), Control::SYN);
+        }
+        for connection in [established, last] {
+            case.request(&connection, Control::ACK);
+            case.reply(&connection, Control::ACK);
+        }
+    })
 }
 
 /// The same connection where clients are on the servers' interface.

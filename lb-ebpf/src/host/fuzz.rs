@@ -33,7 +33,7 @@ pub const SEED_VARIABLE: &str = "LB_SEED";
 pub const SEQUENCE: usize = 10_000;
 
 /// Room for flow entries of each family: little enough that the tables are full at times.
-pub const FLOW_ENTRIES: usize = 64;
+const FLOW_ENTRIES: usize = 64;
 
 /// The shortest frame that the kernel runs a program on, an Ethernet header, and the longest of a fuzzer. A test run has room
 /// for that in one page, with an answer's headers before it.

@@ -151,16 +151,16 @@ fn every_frame_is_counted_once() {
         check(CLIENTS, &request.frame(), Reason::Forwarded);
         check(CLIENTS, &request.frame(), Reason::Forwarded);
         check(SERVERS, &connection.reply(Control::ACK).frame(), Reason::Forwarded);
+        check(CLIENTS, &connection.request(Control::ACK).frame(), Reason::Forwarded);
         check(CLIENTS, &Packet { hops: 1, ..request.clone() }.frame(), Reason::TtlExpired);
         check(CLIENTS, &[], Reason::Malformed);
         check(CLIENTS, &request.frame()[..40], Reason::Malformed);
         check(SERVERS, &kind.connection(1, 1, 2000).reply(Control::ACK).frame(), Reason::NoService);
-        for client_port in [1, 2, 3] {
-            check(
-                CLIENTS,
-                &kind.connection(client_port, 1, 0).request(Control::SYN).frame(),
-                Reason::Forwarded,
-            );
+        for (client_port, server, snat_port) in [(1, 2, 1024), (2, 1, 1025), (3, 2, 1025)] {
+            let connection = kind.connection(client_port, server, snat_port);
+            check(CLIENTS, &connection.request(Control::SYN).frame(), Reason::Forwarded);
+            check(SERVERS, &connection.reply(Control::SYN | Control::ACK).frame(), Reason::Forwarded);
+            check(CLIENTS, &connection.request(Control::ACK).frame(), Reason::Forwarded);
         }
         for client_port in [4, 5] {
             let refused = kind.connection(client_port, 1, 0).request(Control::SYN).frame();

@@ -95,7 +95,9 @@ fn every_port_of_the_range_can_be_in_use_at_once() {
     let tables = tables(kind, 1);
     let (first, ports) = crate::host::PORTS;
     for number in 0..ports {
-        assert_eq!(request(&tables, &kind.connection(1 + number, 1, 0), Control::NONE), Reason::Forwarded);
+        let connection = kind.connection(1 + number, 1, first + number);
+        assert_eq!(request(&tables, &connection, Control::NONE), Reason::Forwarded);
+        assert_eq!(reply(&tables, &connection, Control::NONE), Reason::Forwarded);
     }
     assert_eq!(request(&tables, &kind.connection(50_000, 1, 0), Control::NONE), Reason::PortsExhausted);
     assert_eq!(tables.flow_count(), 2 * usize::from(ports));

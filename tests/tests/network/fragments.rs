@@ -30,7 +30,7 @@ const SETTINGS: [(Make, &str); 4] = [
 const LENGTH: usize = 8_000;
 
 fn payload(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index % 251) as u8).collect()
+    (0..=250).cycle().take(length).collect()
 }
 
 /// Runs the test in every setting and family, with a UDP service on port 80 that has two servers.
@@ -134,7 +134,7 @@ fn source(topology: &Topology, family: Family, port: u16) -> Result<SocketAddr> 
     Ok(SocketAddr::new(probe.local_addr()?.ip(), port))
 }
 
-fn mac((namespace, device): End<'_>) -> Result<[u8; 6]> {
+pub(crate) fn mac((namespace, device): End<'_>) -> Result<[u8; 6]> {
     let links: Value = serde_json::from_str(&namespace.ip(&format!("-json link show dev {device}"))?)?;
     let text = links.pointer("/0/address").and_then(Value::as_str).context("no MAC address")?;
     let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<Vec<_>, _>>()?;

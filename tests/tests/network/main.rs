@@ -7,6 +7,7 @@ mod checksums;
 mod contract;
 mod crowds;
 mod edits;
+mod floods;
 mod fragments;
 mod lifecycle;
 mod next_hops;

@@ -35,10 +35,14 @@ pub(crate) struct Run {
     pub(crate) instructions: u64,
     /// Calls of the kernel's functions, which the instructions are without.
     pub(crate) calls: u64,
+    /// Whether the first program has handed it over to another.
+    pub(crate) is_handed_over: bool,
 }
 
 /// A program with maps of its own.
 pub(crate) struct Interpreter {
+    /// The programs that hand packets over to each other, in their order, and the one that runs.
+    programs: Vec<Vec<bpf_insn>>,
     code: Vec<bpf_insn>,
     memory: Memory,
     maps: Vec<Map>,
@@ -96,11 +100,11 @@ impl Memory {
 }
 
 impl Interpreter {
-    /// A program of an object, with these constants, and with maps as large as the object says, but for those that are
+    /// Programs of an object, of which the first meets every packet, with these constants, and with maps as large as the object says, but for those that are
     /// named.
     pub(crate) fn new(
         object: &[u8],
-        program: &str,
+        programs: &[&str],
         sizes: &[(&str, u32)],
         constants: &[(&str, &[u8])],
     ) -> Result<Self> {
@@ -137,10 +141,15 @@ impl Interpreter {
                 values: HashMap::new(),
             });
         }
-        let key = object.programs.get(program).context("the object holds no such program")?.function_key();
-        let code = object.functions.get(&key).context("the program has no code")?.instructions.clone();
+        let code = |program: &str| -> Result<Vec<bpf_insn>> {
+            let key =
+                object.programs.get(program).context("the object holds no such program")?.function_key();
+            Ok(object.functions.get(&key).context("the program has no code")?.instructions.clone())
+        };
+        let programs = programs.iter().map(|name| code(name)).collect::<Result<Vec<_>>>()?;
+        let code = programs.first().context("no program")?.clone();
         let by_name = names.into_iter().zip(0..).collect();
-        Ok(Self { code, memory, maps: made, by_name, jiffies: 1 << 32 })
+        Ok(Self { programs, code, memory, maps: made, by_name, jiffies: 1 << 32 })
     }
 
     /// Sets an entry of a map, as userspace does.
@@ -187,6 +196,7 @@ impl Interpreter {
         self.memory.regions.insert(CONTEXT, context.map(u32::to_le_bytes).concat());
         self.memory.regions.insert(STACK, vec![0; usize::try_from(FRAME * FRAMES)?]);
         self.memory.regions.insert(PACKET, frame.to_vec());
+        self.code = self.programs.first().context("no program")?.clone();
         let mut machine = Machine::new();
         while !machine.step(self).with_context(|| format!("at instruction {}", machine.at))? {
             ensure!(machine.instructions < ENDLESS, "no end after {ENDLESS} instructions");
@@ -196,6 +206,7 @@ impl Interpreter {
             frame: self.memory.regions.remove(&PACKET).unwrap_or_default(),
             instructions: machine.instructions,
             calls: machine.calls,
+            is_handed_over: machine.is_handed_over,
         })
     }
 
@@ -208,6 +219,7 @@ impl Interpreter {
         const PROCESSOR: i32 = 8;
         const REDIRECT: i32 = 23;
         const JIFFIES: i32 = 118;
+        const WHOLE_LENGTH: i32 = 188;
         const XDP_REDIRECT: u64 = 4;
         Ok(match function {
             LOOKUP => {
@@ -224,6 +236,7 @@ impl Interpreter {
             JIFFIES => self.jiffies,
             PROCESSOR => 0,
             REDIRECT => XDP_REDIRECT,
+            WHOLE_LENGTH => u64::try_from(self.memory.regions.get(&PACKET).context("no packet")?.len())?,
             number => bail!("function {number} of the kernel is not known here"),
         })
     }
@@ -261,6 +274,7 @@ struct Machine {
     callers: Vec<(usize, [u64; 5])>,
     instructions: u64,
     calls: u64,
+    is_handed_over: bool,
 }
 
 /// Classes, and their last bits.
@@ -282,7 +296,7 @@ impl Machine {
     fn new() -> Self {
         let mut registers = [0; 11];
         (registers[1], registers[10]) = (CONTEXT, STACK + FRAME * FRAMES);
-        Self { registers, at: 0, callers: Vec::new(), instructions: 0, calls: 0 }
+        Self { registers, at: 0, callers: Vec::new(), instructions: 0, calls: 0, is_handed_over: false }
     }
 
     fn register(&mut self, number: u8) -> Result<&mut u64> {
@@ -344,11 +358,20 @@ impl Machine {
 
     fn call(&mut self, program: &mut Interpreter, kind: u8, immediate: i32) -> Result<()> {
         const OWN: u8 = 1;
+        /// `bpf_tail_call` in the kernel's linux/bpf.h.
+        const TAIL_CALL: i32 = 12;
         let [_, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10] = self.registers;
         if kind == OWN {
             self.callers.push((self.at, [r6, r7, r8, r9, r10]));
             self.registers[10] -= FRAME;
             self.at = self.at.checked_add_signed(isize::try_from(immediate)?).context("a call out")?;
+        } else if immediate == TAIL_CALL {
+            // To another program, which begins anew.
+            self.calls += 1;
+            let other = program.programs.get(usize::try_from(r3)?).context("no such program")?;
+            program.code.clone_from(other);
+            let (instructions, calls) = (self.instructions, self.calls);
+            *self = Self { instructions, calls, is_handed_over: true, ..Self::new() };
         } else {
             self.calls += 1;
             self.registers[0] = program.call(immediate, [r1, r2, r3, r4, r5])?;

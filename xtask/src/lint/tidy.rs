@@ -26,6 +26,7 @@ const RULES: &[Rule] = &[
         except: &[
             "lb-common/src/backend.rs",
             "lb-common/src/control.rs",
+            "lb-common/src/datagram.rs",
             "lb-common/src/flow.rs",
             "lb-common/src/service.rs",
             "lb-common/src/table.rs",

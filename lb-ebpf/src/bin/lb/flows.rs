@@ -8,7 +8,7 @@ use lb_common::{
     flow::Shared,
     table::{self, AtHome, Found, Geometry, Home, NotInserted, Occupancy, Slot, SlotAccess, Slots},
 };
-use lb_ebpf::{connect, icmp::Icmp, parse::Packet, tables::Flow};
+use lb_ebpf::{connect, icmp::Icmp, pair, parse::Packet, tables::Flow};
 
 use crate::{
     atomic,
@@ -30,6 +30,10 @@ pub(crate) trait FlowTable: FlowMaps {
     fn insert() -> u64;
     /// Makes the pair of flows of a packet.
     fn connect(packet: &Packet<Self>) -> u64;
+    /// Finds a source port.
+    fn find_port(service: u32, cursor: u32, key: &mut FlowKey<Self>) -> u64;
+    /// Removes a pair that gives way.
+    fn make_room(number: u32) -> u64;
     /// Whether a look at a flow's home is worth its place on the stack.
     const IN_LINE: bool;
 }
@@ -51,6 +55,16 @@ impl FlowTable for V4 {
     fn connect(packet: &Packet<Self>) -> u64 {
         connect_v4(packet)
     }
+
+    #[inline(always)]
+    fn find_port(service: u32, cursor: u32, key: &mut FlowKey<Self>) -> u64 {
+        find_port_v4(service, cursor, key)
+    }
+
+    #[inline(always)]
+    fn make_room(number: u32) -> u64 {
+        make_room_v4(number)
+    }
 }
 
 impl FlowTable for V6 {
@@ -69,6 +83,16 @@ impl FlowTable for V6 {
     #[inline(always)]
     fn connect(packet: &Packet<Self>) -> u64 {
         connect_v6(packet)
+    }
+
+    #[inline(always)]
+    fn find_port(service: u32, cursor: u32, key: &mut FlowKey<Self>) -> u64 {
+        find_port_v6(service, cursor, key)
+    }
+
+    #[inline(always)]
+    fn make_room(number: u32) -> u64 {
+        make_room_v6(number)
     }
 }
 
@@ -126,6 +150,53 @@ fn connect_for_caller<F: FlowTable + Icmp>(packet: *const Packet<F>) -> u64 {
     // SAFETY: as in `find_for_caller`.
     let packet = unsafe { packet.as_ref() };
     Reason::code(packet.and_then(|packet| connect::connect(Maps, packet).err()))
+}
+
+/// Finds a source port; see [`pair::find_port`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port_v4(service: u32, cursor: u32, key: *mut FlowKey<V4>) -> u64 {
+    find_port_for_caller(service, cursor, key)
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn find_port_v6(service: u32, cursor: u32, key: *mut FlowKey<V6>) -> u64 {
+    find_port_for_caller(service, cursor, key)
+}
+
+#[inline(always)]
+fn find_port_for_caller<F: FlowTable>(service: u32, cursor: u32, key: *mut FlowKey<F>) -> u64 {
+    // SAFETY: as in `find_for_caller`.
+    let Some(key) = (unsafe { key.as_mut() }) else { return pair::Found::Nothing as u64 };
+    pair::find_port(Maps, service, cursor, key) as u64
+}
+
+/// Finds a source port.
+#[inline(always)]
+pub(crate) fn find_port<F: FlowTable>(service: u32, cursor: u32, key: &mut FlowKey<F>) -> pair::Found {
+    pair::Found::from_number(F::find_port(service, cursor, key))
+}
+
+/// Removes a pair that gives way; see [`pair::make_room`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room_v4(number: u32) -> u64 {
+    pair::make_room::<V4, _>(Maps, number).into()
+}
+
+/// Likewise.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room_v6(number: u32) -> u64 {
+    pair::make_room::<V6, _>(Maps, number).into()
+}
+
+/// The key of the flow in some place of the table.
+#[inline(always)]
+pub(crate) fn sample<F: FlowTable>(number: u32) -> Option<FlowKey<F>> {
+    table::sample(FlowSlots, number)
 }
 
 /// Makes the pair of flows of a packet.

@@ -28,10 +28,10 @@ pub(crate) fn lb(context: XdpContext) -> u32 {
     run::<false>(&context, Program::Plain)
 }
 
-/// Takes over the frames that are fragments or have extension headers.
+/// Takes over all others but ICMP.
 #[xdp(frags)]
-pub(crate) fn lb_unusual(context: XdpContext) -> u32 {
-    run::<true>(&context, Program::Unusual)
+pub(crate) fn lb_other(context: XdpContext) -> u32 {
+    run::<true>(&context, Program::Other)
 }
 
 /// Takes over the frames of ICMP.

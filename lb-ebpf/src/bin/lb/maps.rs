@@ -21,6 +21,7 @@ use lb_common::{
     verdict::{REASON_COUNTERS, ReasonCounters},
 };
 use lb_ebpf::{
+    pair::Found,
     parse::Packet,
     tables::{Flows, Tables},
 };
@@ -101,7 +102,7 @@ pub(crate) fn go_on_in(context: &XdpContext, program: Program) {
 /// Gives the frame to the daemon; says whether that will get it.
 #[inline(always)]
 pub(crate) fn keep_back(context: &XdpContext, early: &Early) -> bool {
-    let flags = u64::from(early.length) << 32 | u64::from(BPF_F_CURRENT_CPU as u32);
+    let flags = u64::from(early.length) << 32 | BPF_F_CURRENT_CPU;
     let map = (&raw const EARLY).cast_mut().cast();
     let data = (&raw const *early).cast_mut().cast();
     // SAFETY: a map of that kind, the context, and as many bytes as are given.
@@ -326,6 +327,27 @@ impl<F: FlowTable> Flows<F> for Maps {
     #[inline(always)]
     fn likely_flow(self, key: &FlowKey<F>) -> Option<InTable<F>> {
         flows::find_likely(key)
+    }
+
+    #[inline(always)]
+    fn has_room(self) -> bool {
+        // SAFETY: not null, an aligned word in a map.
+        F::room().is_some_and(|room| unsafe { room.read_volatile() } >= 2)
+    }
+
+    #[inline(always)]
+    fn find_port(self, service: u32, cursor: u32, key: &mut FlowKey<F>) -> Found {
+        flows::find_port(service, cursor, key)
+    }
+
+    #[inline(always)]
+    fn sample(self, number: u32) -> Option<FlowKey<F>> {
+        flows::sample(number)
+    }
+
+    #[inline(always)]
+    fn make_room(self, number: u32) -> bool {
+        F::make_room(number) != 0
     }
 
     #[inline(always)]

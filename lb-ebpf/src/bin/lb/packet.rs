@@ -62,7 +62,7 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
     fn length(&self) -> usize {
         if WHOLE {
             // SAFETY: the context is the one that the kernel handed over.
-            unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+            usize::try_from(unsafe { bpf_xdp_get_buff_len(self.context) }).unwrap_or(0)
         } else {
             self.end - self.start
         }
@@ -112,7 +112,7 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
 
     #[inline(always)]
     fn find_end<F: Parts>(&mut self, offset: usize, to: &mut End) -> bool {
-        let (context, offset) = (self.context, offset as u64);
+        let context = self.context;
         let found =
             if F::NUMBER == V4::NUMBER { end_v4(context, offset, to) } else { end_v6(context, offset, to) };
         *self = Self::new(&XdpContext::new(self.context));
@@ -142,7 +142,7 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
 
     #[inline(always)]
     fn sum(&self, from: usize, to: usize) -> Option<Sum> {
-        u32::try_from(sum_between(self.context, from as u64, to as u64)).ok().map(Sum::from_number)
+        u32::try_from(sum_between(self.context, from, to)).ok().map(Sum::from_number)
     }
 
     #[inline(always)]
@@ -183,7 +183,7 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
 
     #[inline(always)]
     fn keep_back(&mut self, key: &DatagramKey, ingress: u32, now: Tick) -> bool {
-        let early = Early { key: *key, ingress, at: now, length: self.length() as u32 };
+        let early = Early { key: *key, ingress, at: now, length: u32::try_from(self.length()).unwrap_or(0) };
         maps::keep_back(&XdpContext::new(self.context), &early)
     }
 }
@@ -191,23 +191,23 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
 /// Finds what is behind the network header at an offset; see [`part::find_end`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn end_v4(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+extern "C" fn end_v4(context: *mut xdp_md, offset: usize, to: *mut End) -> u64 {
     end_for_caller::<V4>(context, offset, to)
 }
 
 /// Likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn end_v6(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+extern "C" fn end_v6(context: *mut xdp_md, offset: usize, to: *mut End) -> u64 {
     end_for_caller::<V6>(context, offset, to)
 }
 
 #[inline(always)]
-fn end_for_caller<F: Parts>(context: *mut xdp_md, offset: u64, to: *mut End) -> u64 {
+fn end_for_caller<F: Parts>(context: *mut xdp_md, offset: usize, to: *mut End) -> u64 {
     let frame = XdpFrame::<true>::new(&XdpContext::new(context));
     // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
     let Some(to) = (unsafe { to.as_mut() }) else { return 0 };
-    part::find_end::<F>(&frame, offset as usize, to).into()
+    part::find_end::<F>(&frame, offset, to).into()
 }
 
 /// Examines the packet in a frame; returns the code of the reason why it goes with no connection, or of none.
@@ -242,9 +242,9 @@ fn examine_for_caller<F: Parts>(context: *mut xdp_md, ingress: u32, to: *mut Pac
 /// The sum of what is between two offsets of a frame; no sum is that large if there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn sum_between(context: *mut xdp_md, from: u64, to: u64) -> u64 {
+extern "C" fn sum_between(context: *mut xdp_md, from: usize, to: usize) -> u64 {
     let frame = XdpFrame::<false>::new(&XdpContext::new(context));
-    checksum::sum(&frame, from as usize, to as usize).map_or(u64::MAX, |sum| sum.number().into())
+    checksum::sum(&frame, from, to).map_or(u64::MAX, |sum| sum.number().into())
 }
 
 /// Whether the packet in a frame has an unfinished checksum.
