@@ -10,8 +10,9 @@
 //! of known connections with which nothing is the matter, by far the most; the others it hands over.
 //!
 //! The library knows neither aya nor the kernel: frames and tables enter through the traits of [`frame`] and
-//! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`rewrite`],
-//! [`network`], [`transport`] and [`icmp`] ever see a header; everything between works on a [`Packet`].
+//! [`tables`], so that the same path runs in XDP and, over fakes, under `cargo test`. Only [`parse`], [`part`],
+//! [`rewrite`], [`unfinished`], [`network`], [`transport`] and [`icmp`] ever see a header; everything between works on a
+//! [`Packet`].
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 

@@ -32,10 +32,23 @@ impl Forwarding {
 
 impl Subject for Forwarding {
     fn measure(&mut self) -> Result<f64> {
-        let before = self.lane.hosts.sunk()?;
-        let took = self.lane.hosts.generate(self.frames)?;
-        speed(self.lane.hosts.sunk()? - before, self.frames, took)
+        undisturbed(|| {
+            let before = self.lane.hosts.sunk()?;
+            let took = self.lane.hosts.generate(self.frames)?;
+            speed(self.lane.hosts.sunk()? - before, self.frames, took)
+        })
     }
+}
+
+/// Measures again where frames were lost: their senders wait for nobody, and somebody else had the core.
+fn undisturbed(mut measure: impl FnMut() -> Result<f64>) -> Result<f64> {
+    const ATTEMPTS: usize = 3;
+    for _ in 1..ATTEMPTS {
+        if let Ok(speed) = measure() {
+            return Ok(speed);
+        }
+    }
+    measure()
 }
 
 /// The same, on two cores.
@@ -55,9 +68,11 @@ impl OnBoth {
 
 impl Subject for OnBoth {
     fn measure(&mut self) -> Result<f64> {
-        let before = self.lane.hosts.sunk()?;
-        let took = self.lane.hosts.generate_on(&self.cores.both(), self.frames)?;
-        speed(self.lane.hosts.sunk()? - before, 2 * self.frames, took)
+        undisturbed(|| {
+            let before = self.lane.hosts.sunk()?;
+            let took = self.lane.hosts.generate_on(&self.cores.both(), self.frames)?;
+            speed(self.lane.hosts.sunk()? - before, 2 * self.frames, took)
+        })
     }
 }
 

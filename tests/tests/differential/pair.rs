@@ -17,7 +17,7 @@ use crate::packet::{Content, ETHERNET, ICMP, Mac, Packet, sum};
 use crate::script::{Event, Quote, Reporter, Script, Sends, Session, Talks};
 
 /// What is late is waited for before it counts as missing.
-const GRACE: Duration = Duration::from_millis(50);
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Whom the kernel is compared with, and in which surroundings.
 #[derive(Clone, Copy, Debug)]
