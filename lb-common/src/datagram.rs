@@ -27,7 +27,7 @@ pub struct DatagramKey {
 
 /// What became of a datagram's first fragment, and so becomes of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct Datagram {
     /// The ports in it.
     pub ports: Ports,
@@ -35,10 +35,10 @@ pub struct Datagram {
     pub since: Tick,
     /// What became of it.
     pub fate: Fate,
-    /// Bytes of the datagram that have come.
-    pub seen: u32,
     /// Bytes that it has; 0 while its last fragment has not come.
     pub length: u32,
+    /// Bytes of it that have come. CPUs add to it at the same time: in one step.
+    pub seen: u64,
 }
 
 /// Which bytes of a datagram a fragment has.
@@ -50,6 +50,14 @@ pub struct Piece {
     pub length: u32,
     /// Whether there are more behind them.
     pub more: bool,
+}
+
+impl Piece {
+    /// Where they end.
+    #[inline(always)]
+    pub const fn end(self) -> u32 {
+        self.offset.wrapping_add(self.length)
+    }
 }
 
 impl Datagram {
@@ -67,15 +75,14 @@ impl Datagram {
     #[must_use]
     #[inline(always)]
     pub const fn with(self, piece: Piece) -> Self {
-        let Piece { offset, length, more } = piece;
-        let whole = if more { self.length } else { offset.wrapping_add(length) };
-        Self { seen: self.seen.wrapping_add(length), length: whole, ..self }
+        let length = if piece.more { self.length } else { piece.end() };
+        Self { seen: self.seen.wrapping_add(piece.length as u64), length, ..self }
     }
 
     /// Whether as many bytes have come as there are: then what comes with its identification is another datagram's.
     #[inline(always)]
     pub const fn is_complete(&self) -> bool {
-        self.length != 0 && self.seen >= self.length
+        self.length != 0 && self.seen >= self.length as u64
     }
 }
 
@@ -171,7 +178,7 @@ mod tests {
     #[test]
     fn layouts_have_no_padding() {
         assert_eq!(size_of::<DatagramKey>(), 16 + 16 + 4 + 2 + 2);
-        assert_eq!(size_of::<Datagram>(), 4 + 4 + 4 + 4 + 4);
+        assert_eq!(size_of::<Datagram>(), 4 + 4 + 4 + 4 + 8);
         assert_eq!(size_of::<Early>(), size_of::<DatagramKey>() + 4 + 4 + 4);
     }
 

@@ -25,7 +25,7 @@ use std::{
 use lb_common::{
     Addr, Backend, BackendCounters, BackendState, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
     Port, Program, Protocol, Reason, Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6,
-    control::OwnAddress, flow::Shared, service::MAX_SNAT, table::NotInserted,
+    control::OwnAddress, datagram::Piece, flow::Shared, service::MAX_SNAT, table::NotInserted,
 };
 
 use crate::{
@@ -458,8 +458,11 @@ impl Tables for &HostTables {
         number
     }
 
-    fn datagram(self, key: &DatagramKey) -> Option<Copied<Datagram>> {
-        self.datagrams.borrow().get(key).copied().map(Box::new)
+    fn datagram(self, key: &DatagramKey, piece: Piece) -> Option<Datagram> {
+        let mut datagrams = self.datagrams.borrow_mut();
+        let datagram = datagrams.get_mut(key)?;
+        *datagram = datagram.with(piece);
+        Some(*datagram)
     }
 
     fn note_datagram(self, key: &DatagramKey, datagram: &Datagram) {

@@ -246,7 +246,7 @@ fn ports<M: Tables>(
     ingress: u32,
 ) -> Result<Ports, Reason> {
     let now = tables.now();
-    let datagram = tables.datagram(key).map(|datagram| *datagram).filter(|datagram| datagram.is_of(now));
+    let datagram = tables.datagram(key, piece).filter(|datagram| datagram.is_of(now));
     let Some(datagram) = datagram else {
         if !tables.is_own(&key.dst, key.family) {
             return Err(Reason::Fragment);
@@ -254,11 +254,8 @@ fn ports<M: Tables>(
         let kept = frame.keep_back(key, ingress, now);
         return Err(if kept { Reason::FragmentEarly } else { Reason::FragmentDropped });
     };
-    let with = datagram.with(piece);
-    if with.is_complete() {
+    if datagram.is_complete() {
         tables.forget_datagram(key);
-    } else {
-        tables.note_datagram(key, &with);
     }
     match datagram.fate {
         Fate::FORWARDED => Ok(datagram.ports),

@@ -4,7 +4,7 @@ use core::ops::Deref;
 
 use lb_common::{
     Addr, Backend, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey,
-    Side, Tick, Tuple, flow::Shared, table::NotInserted,
+    Side, Tick, Tuple, datagram::Piece, flow::Shared, table::NotInserted,
 };
 
 use crate::{
@@ -45,8 +45,8 @@ pub trait Tables: Copy {
     fn take_port(self, cursor: u32) -> u32;
     /// How many answers this CPU has given in the tick `now` before this one.
     fn take_answer(self, now: Tick) -> u32;
-    /// What became of the first fragment of that datagram.
-    fn datagram(self, key: &DatagramKey) -> Option<Self::Ref<Datagram>>;
+    /// What became of the first fragment of that datagram, of which one more piece has come: with that.
+    fn datagram(self, key: &DatagramKey, piece: Piece) -> Option<Datagram>;
     /// Notes what became of it.
     fn note_datagram(self, key: &DatagramKey, datagram: &Datagram);
     /// Forgets it: all fragments have come.

@@ -14,7 +14,7 @@ use lb_common::{
     Interface, Meta, Program, Reason, Service, ServiceKey, Side, Tick, Tuple, V4, V6,
     backend::MAX_BACKENDS,
     control::{GENERIC, MAX_OWN_ADDRESSES, OwnAddress},
-    datagram::{Early, MAX_DATAGRAMS},
+    datagram::{Early, MAX_DATAGRAMS, Piece},
     flow::Shared,
     service::{MAX_SERVICES, MAX_SLOTS},
     table::{NotInserted, Slot, slots_for},
@@ -266,8 +266,17 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn datagram(self, key: &DatagramKey) -> Option<InMap<Datagram>> {
-        DATAGRAMS.get_ptr_mut(key).and_then(InMap::new)
+    fn datagram(self, key: &DatagramKey, piece: Piece) -> Option<Datagram> {
+        let datagram = DATAGRAMS.get_ptr_mut(key)?;
+        // SAFETY: not null, a value in a map that is valid for any bit pattern; only a last fragment writes the length, before it adds
+        // itself, so that whoever completes the sum sees it.
+        unsafe {
+            if !piece.more {
+                (&raw mut (*datagram).length).write_volatile(piece.end());
+            }
+            let before = crate::atomic::fetch_add(&raw mut (*datagram).seen, piece.length.into());
+            Some(Datagram { seen: before.wrapping_add(piece.length.into()), ..datagram.read_volatile() })
+        }
     }
 
     #[inline(always)]
