@@ -92,16 +92,6 @@ pub trait Frame {
     /// Cuts off what is beyond `length` bytes. `None` if there are fewer.
     fn truncate(&mut self, length: usize) -> Option<()>;
 
-    /// Does rare work on the frame, in the kernel out of line: with a stack frame of its own, and without a claim to the
-    /// registers of what is not rare.
-    #[inline(always)]
-    fn apart<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T
-    where
-        Self: Sized,
-    {
-        work(self)
-    }
-
     /// Goes on in another program; returns where that is a part of this one, or is missing.
     #[inline(always)]
     fn hand_over<M>(&mut self, tables: M, ingress: u32, to: Program) -> Result<Verdict, Reason>

@@ -1,7 +1,7 @@
 //! tcpdump, which knows nothing of this project, judges the checksums of what leaves.
 
 use std::io::Write as _;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -73,10 +73,7 @@ fn tcpdump_finds_every_checksum_correct() -> Result<()> {
         let (at_server, at_client) = (Watcher::start(&server.namespace)?, Watcher::start(&topology.client)?);
         for family in Family::ALL {
             let to = family.service(80);
-            for length in [0_u16, 1, 2, 3, 700, 1_401] {
-                let socket = topology.client.udp(unspecified(to))?;
-                ask(&socket, to, &vec![length.to_le_bytes()[0]; length.into()])?;
-            }
+            ask_at_all_lengths(&topology, to)?;
             for length in [1, 2, 700, 4_001] {
                 let mut visit = Visit::begin(&topology.client, to)?;
                 visit.say(&"x".repeat(length))?;
@@ -114,10 +111,7 @@ fn checksums_that_senders_leave_to_their_network_cards_are_finished() -> Result<
         let (at_server, at_client) = (Watcher::start(&server.namespace)?, Watcher::start(&topology.client)?);
         for family in Family::ALL {
             let to = family.service(80);
-            for length in [0_u16, 1, 2, 3, 700, 1_401] {
-                let socket = topology.client.udp(unspecified(to))?;
-                ask(&socket, to, &vec![length.to_le_bytes()[0]; length.into()])?;
-            }
+            ask_at_all_lengths(&topology, to)?;
             let listener = server.namespace.listen(family.at(server, 80))?;
             bulk::both_directions(&topology.client, &listener, family, 1_000_000)
                 .with_context(|| format!("{family:?}"))?;
@@ -144,6 +138,15 @@ fn in_generic_mode_what_has_an_unfinished_checksum_is_refused_and_counted() -> R
         eventually("it is counted", || {
             Ok(json(&topology, &["stats"])?["reasons"]["unfinished-checksum"].as_u64() == Some(sent))
         })?;
+    }
+    Ok(())
+}
+
+/// Six datagrams and their answers, of odd and even lengths.
+fn ask_at_all_lengths(topology: &Topology, to: SocketAddr) -> Result<()> {
+    for length in [0_u16, 1, 2, 3, 700, 1_401] {
+        let socket = topology.client.udp(unspecified(to))?;
+        ask(&socket, to, &vec![length.to_le_bytes()[0]; length.into()])?;
     }
     Ok(())
 }

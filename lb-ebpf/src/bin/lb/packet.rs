@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{DatagramKey, Family as _, Program, Reason, Tick, V4, V6, checksum::Sum, datagram::Early};
 use lb_ebpf::{
     Verdict, answer, checksum,
-    frame::{Frame, Wire, opaque},
+    frame::{Frame, Wire},
     icmp::{Icmp, Message},
     parse::Packet,
     part::{self, End, Examined, Parts},
@@ -44,17 +44,6 @@ impl<const WHOLE: bool> XdpFrame<WHOLE> {
         let start = self.start + offset;
         if start + size_of::<T>() > self.end { None } else { Some(start as *mut T) }
     }
-}
-
-/// Does the work on the frame of its own.
-#[inline(never)]
-fn out_of_line<T, const WHOLE: bool>(
-    context: *mut xdp_md,
-    work: impl FnOnce(&mut XdpFrame<WHOLE>) -> T,
-) -> T {
-    // Else the compiler would have the caller read the frame's bounds and pass them as numbers, 32 bits wide.
-    let context = opaque(context as usize) as *mut xdp_md;
-    work(&mut XdpFrame::new(&XdpContext::new(context)))
 }
 
 impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
@@ -94,13 +83,6 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
         // SAFETY: as in `extend_front`.
         let moved = unsafe { bpf_xdp_adjust_tail(self.context, delta) };
         self.look_again(moved)
-    }
-
-    #[inline(always)]
-    fn apart<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
-        let done = out_of_line(self.context, work);
-        *self = Self::new(&XdpContext::new(self.context));
-        done
     }
 
     #[inline(always)]
