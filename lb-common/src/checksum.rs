@@ -82,14 +82,23 @@ impl Delta {
     /// Both changes together.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {
-        Self(Sum(self.0 as u32 + other.0 as u32).fold())
+        Self(add(self.0, other.0))
     }
 
     /// The checksum after the change: `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
     pub const fn apply(self, checksum: u16) -> u16 {
-        let complement = !checksum as u32;
-        !Sum(complement + self.0 as u32).fold()
+        !add(!checksum, self.0)
+    }
+}
+
+/// The one's-complement sum of two words: their carry is one at the most, so that one fold takes it in.
+#[inline(always)]
+const fn add(left: u16, right: u16) -> u16 {
+    let sum = left as u32 + right as u32;
+    #[expect(clippy::cast_possible_truncation, reason = "the carry is in")]
+    {
+        (sum + (sum >> 16)) as u16
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
 };
 
 /// Version of every map's layout. A pin directory of another version is not adopted.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 
 /// The XDP programs that share the path of packets. The first meets every frame, and hands some over to the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

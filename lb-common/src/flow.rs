@@ -163,7 +163,8 @@ impl Side {
     pub const Reply: Self = Self(1);
 }
 
-/// What has been seen in one direction: a set of the constants.
+/// What has been seen in one direction: a set of the constants. TCP's control bits are where a header has them (RFC 9293 section
+/// 3.1), so that a packet's take no work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Seen(u8);
@@ -171,18 +172,24 @@ pub struct Seen(u8);
 impl Seen {
     /// Nothing.
     pub const NONE: Self = Self(0);
-    /// Any packet at all.
-    pub const PACKET: Self = Self(0x01);
+    /// A FIN.
+    pub const FIN: Self = Self(0x01);
     /// A SYN.
     pub const SYN: Self = Self(0x02);
-    /// An ACK (a SYN+ACK's counts).
-    pub const ACK: Self = Self(0x04);
-    /// A FIN.
-    pub const FIN: Self = Self(0x08);
     /// A RST.
-    pub const RST: Self = Self(0x10);
+    pub const RST: Self = Self(0x04);
+    /// Any packet at all; PSH's place.
+    pub const PACKET: Self = Self(0x08);
+    /// An ACK (a SYN+ACK's counts).
+    pub const ACK: Self = Self(0x10);
     /// A checksum that the sender left to its network card.
     pub const UNFINISHED: Self = Self(0x20);
+
+    /// What a TCP packet with these control bits adds.
+    #[inline(always)]
+    pub const fn of_control(bits: u8) -> Self {
+        Self(bits & (Self::FIN.0 | Self::SYN.0 | Self::RST.0 | Self::ACK.0) | Self::PACKET.0)
+    }
 
     /// Both sets together.
     #[inline(always)]

@@ -16,14 +16,16 @@ use crate::{
     flow::{FlowEntry, FlowKey},
 };
 
-/// Slots in a sequence. Groups of four fill up together; with five eighths of all slots taken, one insertion in millions
-/// finds none of these thirty-two groups free.
+/// Slots in a sequence. With five eighths of all slots taken, one insertion in millions finds none of them free.
 ///
 /// Counted in 64 bits, for the verifier keeps track of whole words on the stack only.
 const PROBES: u64 = 128;
 
 /// Slots of neighbouring flows, side by side.
 const GROUP: u32 = 4;
+
+/// Groups that a sequence begins with, all in one page.
+const NEAR: u32 = 8;
 
 /// How often a lock is tried; it is held for less than a microsecond.
 const ATTEMPTS: u32 = 100;
@@ -207,13 +209,15 @@ impl Geometry {
         let neighbour = (low >> 8 ^ low >> 24) & (GROUP - 1);
         let rest = u64::from(*protocol) << 32 | u64::from(ports & !LOW);
         let hash = mix(F::digest(&tuple.src, &tuple.dst, self.secret), rest);
+        // Which of a group's places a port has differs from group to group: all clients may have ports of one pattern.
         #[expect(clippy::cast_possible_truncation, reason = "as many bits as are needed")]
-        let group = hash as u32 & !(GROUP - 1);
-        (group | neighbour) & self.mask
+        let place = hash as u32 ^ neighbour;
+        place & self.mask
     }
 
-    /// Index of the slot at that distance in the sequence of a home: first its group, then groups at steps that no two
-    /// homes are likely to share, so that sequences do not run together.
+    /// Index of the slot at that distance in the sequence of a home: first the same place in the groups near by, for where one
+    /// flow of a group is taken its neighbours often are too, and memory of the same page is translated already; then likewise
+    /// elsewhere, at steps that no two homes are likely to share, so that sequences do not run together.
     #[inline(always)]
     pub const fn at(self, home: u32, distance: u64) -> u32 {
         const FACTOR: u32 = 0x9e37_79b1;
@@ -222,8 +226,8 @@ impl Geometry {
         let step = home.wrapping_mul(FACTOR) >> 8 & !(GROUP - 1) | GROUP;
         #[expect(clippy::cast_possible_truncation, reason = "less than the number of probes")]
         let distance = distance as u32;
-        let groups = distance / GROUP;
-        (home ^ (distance % GROUP)).wrapping_add(groups.wrapping_mul(step)) & self.mask
+        let (turn, near) = (distance / NEAR, distance % NEAR);
+        (home ^ near * GROUP ^ turn % GROUP).wrapping_add(turn.wrapping_mul(step)) & self.mask
     }
 }
 
@@ -319,11 +323,10 @@ pub fn find_at_home<F: Family, S: Slots<F>>(slots: S, key: &FlowKey<F>) -> AtHom
 /// Looks a flow up.
 #[inline(always)]
 pub fn find<F: Family, S: Slots<F>>(slots: S, key: &FlowKey<F>) -> Option<Found> {
-    let geometry = slots.geometry();
-    let home = geometry.home(key);
+    let home = slots.geometry().home(key);
     let mut reach = 0;
     for distance in 0..PROBES {
-        let index = geometry.at(home, distance);
+        let index = slots.geometry().at(home, distance);
         let slot = slots.slot(index)?;
         if distance == 0 {
             reach = slot.home.reach();

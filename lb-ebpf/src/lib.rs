@@ -67,7 +67,19 @@ pub fn process<M>(program: Program, frame: &mut impl Frame, tables: M, ingress: 
 where
     M: Flows<V4> + Flows<V6>,
 {
-    let verdict = match route(program, frame, tables, ingress) {
+    let result = match program {
+        Program::Plain => {
+            let (egress, rest) = forward_plain(frame, tables, ingress);
+            // With its reason as a constant, all that depends on it is settled at compile time.
+            if let Some(egress) = egress {
+                tables.count(Reason::Forwarded);
+                return Verdict { reason: Reason::Forwarded, egress };
+            }
+            frame.hand_over(tables, ingress, rest)
+        }
+        Program::Other | Program::Icmp => route(program, frame, tables, ingress),
+    };
+    let verdict = match result {
         Ok(verdict) => verdict,
         Err(reason) => Verdict { reason, egress: 0 },
     };
@@ -75,7 +87,61 @@ where
     verdict
 }
 
-/// Chooses the family; `Ok` says how the frame leaves.
+/// The path of a packet as most are: one of a connection that is known, with which nothing is the matter. Rewrites it, and
+/// gives the interface through which it leaves; or leaves it as it is, and gives the program that it is for.
+#[inline(always)]
+fn forward_plain<M>(frame: &mut impl Frame, tables: M, ingress: u32) -> (Option<u32>, Program)
+where
+    M: Flows<V4> + Flows<V6>,
+{
+    let Ok(arrival) = Arrival::of(frame, ingress) else { return (None, Program::Other) };
+    if arrival.ether_type == EtherType::Ipv4 as u16 {
+        forward_plain_family::<V4, M>(frame, tables, &arrival)
+    } else if arrival.ether_type == EtherType::Ipv6 as u16 {
+        forward_plain_family::<V6, M>(frame, tables, &arrival)
+    } else {
+        (None, Program::Other)
+    }
+}
+
+#[inline(always)]
+fn forward_plain_family<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+) -> (Option<u32>, Program) {
+    match F::parse(frame, arrival.network) {
+        Ok(header) if header.protocol == F::ICMP => (None, Program::Icmp),
+        Ok(header) => (translate_plain::<F, M>(frame, tables, arrival, &header), Program::Other),
+        // Also a frame that is longer than what of it lies in one piece looks so.
+        Err(_) => (None, Program::Other),
+    }
+}
+
+/// Rewrites the packet, and gives the interface through which it leaves. `None` if there is more to it; then it is as it was.
+#[inline(always)]
+fn translate_plain<F: Icmp, M: Flows<F>>(
+    frame: &mut impl Frame,
+    tables: M,
+    arrival: &Arrival,
+    header: &Header,
+) -> Option<u32> {
+    let protocol = Protocol::from_number(header.protocol)?;
+    let (ports, seen) = parse::transport::<F>(frame, header, protocol, Part::Whole).ok()?;
+    let packet = Packet::new(frame, arrival, header, protocol, ports, seen);
+    let flow = tables.likely_flow(&packet.key)?;
+    if !packet.continues(flow.seen) || packet.may_travel().is_err() {
+        return None;
+    }
+    let hop = forward::known_hop(tables, &flow, || arrival.back(frame))?;
+    if too_narrow::<F, M>(frame, tables, &packet, &flow).is_some() {
+        return None;
+    }
+    record(tables, &flow, packet.seen);
+    send(frame, tables, &packet, &flow, &hop)
+}
+
+/// The path of a frame in the programs that others are handed over to; `Ok` says how it leaves.
 #[inline(always)]
 fn route<M>(program: Program, frame: &mut impl Frame, tables: M, ingress: u32) -> Result<Verdict, Reason>
 where
@@ -101,52 +167,11 @@ fn route_family<F: Icmp, M>(
 where
     M: Flows<V4> + Flows<V6> + Flows<F>,
 {
-    match program {
-        Program::Plain => plain::<F, M>(frame, tables, arrival),
-        Program::Other => other::<F, M>(frame, tables, arrival),
-        Program::Icmp => translate_error::<F, M>(frame, tables, arrival),
+    if program == Program::Icmp {
+        translate_error::<F, M>(frame, tables, arrival)
+    } else {
+        other::<F, M>(frame, tables, arrival)
     }
-}
-
-/// The path of a packet as most are: one of a connection that is known, with which nothing is the matter.
-#[inline(always)]
-fn plain<F: Icmp, M>(frame: &mut impl Frame, tables: M, arrival: &Arrival) -> Result<Verdict, Reason>
-where
-    M: Flows<V4> + Flows<V6> + Flows<F>,
-{
-    let other = match F::parse(frame, arrival.network) {
-        Ok(header) if header.protocol == F::ICMP => Program::Icmp,
-        Ok(header) => match translate_plain::<F, M>(frame, tables, arrival, &header) {
-            Some(verdict) => return Ok(verdict),
-            None => Program::Other,
-        },
-        // Also a frame that is longer than what of it lies in one piece looks so.
-        Err(_) => Program::Other,
-    };
-    frame.hand_over(tables, arrival.ingress, other)
-}
-
-/// Rewrites the packet and sends it on. `None` if there is more to it; then it is as it was.
-#[inline(always)]
-fn translate_plain<F: Icmp, M: Flows<F>>(
-    frame: &mut impl Frame,
-    tables: M,
-    arrival: &Arrival,
-    header: &Header,
-) -> Option<Verdict> {
-    let protocol = Protocol::from_number(header.protocol)?;
-    let (ports, seen) = parse::transport::<F>(frame, header, protocol, Part::Whole).ok()?;
-    let packet = Packet::new(frame, arrival, header, protocol, ports, seen);
-    let flow = tables.likely_flow(&packet.key)?;
-    if !packet.continues(flow.seen) || packet.may_travel().is_err() {
-        return None;
-    }
-    let hop = forward::known_hop(tables, &packet, &flow)?;
-    if too_narrow::<F, M>(frame, tables, &packet, &flow).is_some() {
-        return None;
-    }
-    record(tables, &flow, packet.seen);
-    send(frame, tables, &packet, &flow, &hop).ok()
 }
 
 /// The path of all other packets, but those of ICMP.
@@ -212,7 +237,8 @@ fn translate<F: Icmp, M: Flows<F>>(
     if is_unfinished && (tables.is_generic(arrival.ingress) || frame.finish(packet).is_none()) {
         return Err(Reason::UnfinishedChecksum);
     }
-    send(frame, tables, packet, &flow, &hop)
+    let egress = send(frame, tables, packet, &flow, &hop).ok_or(Reason::Malformed)?;
+    Ok(Verdict { reason: Reason::Forwarded, egress })
 }
 
 /// Writes down what a packet adds to what its direction has seen, and when; most add nothing, and come in the same tick.
@@ -239,11 +265,8 @@ fn too_narrow<F: Icmp, M: Flows<F>>(
     forward::too_narrow::<F, M>(tables, flow, F::length(frame, packet.network()))
 }
 
-/// Rewrites the packet, and counts it.
-///
-/// # Errors
-///
-/// None: the verifier asks.
+/// Rewrites the packet, counts it, and gives the interface through which it leaves. `None` if the frame is shorter than it was
+/// when it was parsed, which cannot be: the verifier asks.
 #[inline(always)]
 fn send<F: Icmp, M: Flows<F>>(
     frame: &mut impl Frame,
@@ -251,10 +274,10 @@ fn send<F: Icmp, M: Flows<F>>(
     packet: &Packet<F>,
     flow: &M::Flow,
     hop: &Hop,
-) -> Result<Verdict, Reason> {
-    rewrite::rewrite(frame, packet, flow, hop).ok_or(Reason::Malformed)?;
+) -> Option<u32> {
+    rewrite::rewrite(frame, packet, flow, hop)?;
     tables.count_traffic(flow.backend(), flow.side(), frame.length());
-    Ok(Verdict { reason: Reason::Forwarded, egress: hop.ifindex })
+    Some(hop.ifindex)
 }
 
 /// Sends an answer back in place of the packet, which is refused for that reason.

@@ -32,7 +32,7 @@ impl Arrival {
         Ok(Self { ingress, ether_type: ethernet.ether_type, network: size_of::<EthHdr>() })
     }
 
-    /// The way back to whoever sent it on this link. Read when it is written down, for registers are few.
+    /// The way back to whoever sent it on this link.
     #[inline(always)]
     pub fn back(&self, frame: &impl Frame) -> Hop {
         let Some(link) = frame.at::<Link>(0) else { return Hop::default() };
@@ -48,7 +48,7 @@ impl Arrival {
 pub struct Packet<F: Family> {
     /// Its flow's key.
     pub key: FlowKey<F>,
-    /// The way back to whoever sent it on this link.
+    /// The way back to whoever sent it on this link, where it has been [looked at](Arrival::back).
     pub back: Hop,
     /// Its datagram's identification as on the wire, if it is not the whole of it.
     pub id: u32,
@@ -89,7 +89,7 @@ pub const OFFSETS: usize = 1 << 12;
 const NETWORK_OFFSETS: usize = 1 << 5;
 
 impl<F: Network> Packet<F> {
-    /// The whole of a datagram, by what its headers say together.
+    /// The whole of a datagram, by what its headers say together; without the way back, for registers are few.
     // Not fallible: an error in its place would share a byte with an address, which the compiler would then write byte by
     // byte, and the hash that reads it as a word would wait for all four.
     #[inline(always)]
@@ -106,7 +106,7 @@ impl<F: Network> Packet<F> {
         let (src, dst) = F::addresses(frame, arrival.network).unwrap_or((F::UNSPECIFIED, F::UNSPECIFIED));
         Self {
             key: FlowKey::new(Tuple { src, dst, ports }, protocol),
-            back: arrival.back(frame),
+            back: Hop::default(),
             id: 0,
             network: arrival.network as u16,
             transport: network.transport as u16,

@@ -226,6 +226,7 @@ pub fn examine<F: Parts, M: Tables>(
         }
     };
     *packet = Packet::new(frame, &arrival, &header, protocol, ports, seen);
+    packet.back = arrival.back(frame);
     (packet.part, packet.id) = (end.part(), end.id);
     // Packets are no longer.
     packet.length = u16::try_from(header.payload).unwrap_or(u16::MAX);

@@ -42,22 +42,13 @@ impl Transport for Tcp {
         /// Data offset and control bits (RFC 9293 section 3.1), as bytes of the header.
         const DATA_OFFSET: usize = 12;
         const CONTROL: usize = 13;
-        const FIN: u8 = 0x01;
-        const SYN: u8 = 0x02;
-        const RST: u8 = 0x04;
-        const ACK: u8 = 0x10;
 
         let bytes: &[u8; size_of::<TcpHdr>()] = frame.at(offset).ok_or(Reason::Malformed)?;
         let data_offset = usize::from(bytes[DATA_OFFSET] >> 4) * 4;
         if data_offset < size_of::<TcpHdr>() || data_offset > payload {
             return Err(Reason::Malformed);
         }
-        let control = bytes[CONTROL];
-        Ok(Seen::PACKET
-            .and(Seen::when(control & SYN != 0, Seen::SYN))
-            .and(Seen::when(control & ACK != 0, Seen::ACK))
-            .and(Seen::when(control & FIN != 0, Seen::FIN))
-            .and(Seen::when(control & RST != 0, Seen::RST)))
+        Ok(Seen::of_control(bytes[CONTROL]))
     }
 
     #[inline(always)]

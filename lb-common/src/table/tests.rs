@@ -271,13 +271,43 @@ fn neighbouring_ports_are_neighbours_in_memory() {
 }
 
 #[test]
-fn a_sequence_comes_to_every_slot() {
-    let geometry = Geometry { mask: 127, secret: 0 };
-    for home in 0..128 {
-        let mut slots: Vec<u32> = (0..PROBES).map(|distance| geometry.at(home, distance)).collect();
-        assert_eq!(slots[0], home);
-        slots.sort_unstable();
-        assert_eq!(slots, (0..128).collect::<Vec<_>>());
+fn a_sequence_comes_to_every_slot_of_a_small_table() {
+    for slots in [4, 8, 16, 32, 64] {
+        let geometry = Geometry { mask: slots - 1, secret: 0 };
+        for home in 0..slots {
+            let sequence: Vec<u32> = (0..PROBES).map(|distance| geometry.at(home, distance)).collect();
+            assert_eq!(sequence[0], home);
+            assert!((0..slots).all(|index| sequence.contains(&index)), "{slots} slots, home {home}");
+        }
+    }
+}
+
+/// Of how many slots a search for a flow that is there reads on average.
+fn slots_read(memory: &Memory<V4>, keys: &[FlowKey<V4>]) -> f64 {
+    let before = memory.accesses.get();
+    keys.iter().for_each(|key| assert!(find(memory, key).is_some()));
+    f64::from(u32::try_from(memory.accesses.get() - before).unwrap()) / f64::from(u32::try_from(keys.len()).unwrap())
+}
+
+#[test]
+fn a_search_reads_few_slots_however_groups_fill() {
+    const ENTRIES: u32 = 20_000;
+    // Random probing of a table with that share of slots taken (Knuth, The Art of Computer Programming 6.4, uniform hashing)
+    // takes ln(1 / (1 - share)) / share probes; near by and by groups it may take half as many more.
+    let slots = slots_for(ENTRIES);
+    let share = f64::from(ENTRIES) / f64::from(slots);
+    let at_random = (1.0 / (1.0 - share)).ln() / share;
+    for (name, key) in [
+        ("single ports", (|number| key(number, 1024)) as fn(u32) -> FlowKey<V4>),
+        ("runs of four", |number| key(number / 4, 1024 + u16::try_from(number % 4).unwrap())),
+        ("runs of a thousand", |number| key(number / 1000, 1024 + u16::try_from(number % 1000).unwrap())),
+        ("even ports", |number| key(number / 1000, 1024 + u16::try_from(2 * (number % 1000)).unwrap())),
+    ] {
+        let memory = Memory::<V4>::new(slots, ENTRIES.into());
+        let keys: Vec<_> = (0..ENTRIES).map(key).collect();
+        keys.iter().for_each(|key| memory.insert(key).unwrap());
+        let read = slots_read(&memory, &keys);
+        assert!(read < 1.5 * at_random, "{name}: {read:.2} slots, at random {at_random:.2}");
     }
 }
 

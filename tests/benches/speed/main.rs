@@ -56,6 +56,9 @@ struct Options {
     /// Shows where the time of a packet goes, instead of measuring: what `cargo xtask profile` is for
     #[arg(long, hide = true)]
     profile: bool,
+    /// With how many flows
+    #[arg(long, hide = true, default_value_t = 10_000)]
+    flows: u32,
     /// What cargo says to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -72,7 +75,7 @@ fn main() -> Result<()> {
     fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
 
     if options.profile {
-        return profile::profile(cores, &options.out);
+        return profile::profile(cores, options.flows, &options.out);
     }
     let mut rows = rows::rows(options.quick);
     rows.retain(|row| row.heading().contains(&options.only));

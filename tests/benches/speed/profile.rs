@@ -19,8 +19,8 @@ const FREQUENCY: &str = "4999";
 const LEAST: f64 = 0.005;
 
 /// Lets the balancer forward while perf takes samples of the core, and prints what was seen.
-pub(crate) fn profile(cores: Cores, directory: &Path) -> Result<()> {
-    let setting = Setting::new(Forwarder::Balancer);
+pub(crate) fn profile(cores: Cores, flows: u32, directory: &Path) -> Result<()> {
+    let setting = Setting { flows, ..Setting::new(Forwarder::Balancer) };
     let mut subject = Work::Forward(setting).prepare(cores)?;
     let file = directory.join("perf.data").display().to_string();
     cores.stay_on_the_other()?;

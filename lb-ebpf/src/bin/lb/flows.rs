@@ -341,13 +341,18 @@ pub(crate) fn find<F: FlowTable>(key: &FlowKey<F>) -> Option<InTable<F>> {
 /// Looks a flow up, in line as far as most look-ups go, where there is room for it on the stack.
 #[inline(always)]
 pub(crate) fn find_likely<F: FlowTable>(key: &FlowKey<F>) -> Option<InTable<F>> {
+    // A copy goes to the function, for what it reads has to be in memory: all that the key is a part of, else.
     if !F::IN_LINE {
-        return find(key);
+        let key = *key;
+        return find(&key);
     }
     match table::find_at_home(FlowSlots, key) {
         AtHome::Here(slot, occupancy) => Some(InTable { slot, occupancy }),
         AtHome::Nowhere => None,
-        AtHome::Elsewhere => find(key),
+        AtHome::Elsewhere => {
+            let key = *key;
+            find(&key)
+        }
     }
 }
 
