@@ -22,10 +22,10 @@ use crate::{
 const PROBES: u64 = 128;
 
 /// Slots of neighbouring flows, side by side.
-const GROUP: u32 = 4;
+const GROUP: u32 = 32;
 
-/// Groups that a sequence begins with, all in one page.
-const NEAR: u32 = 8;
+/// Groups that a sequence begins with, all in two pages.
+const NEAR: u32 = 4;
 
 /// How often a lock is tried; it is held for less than a microsecond.
 const ATTEMPTS: u32 = 100;
@@ -201,7 +201,7 @@ impl Geometry {
     #[inline(always)]
     pub fn home<F: Family>(self, key: &FlowKey<F>) -> u32 {
         /// The low bits of both ports, as they stand on the wire.
-        const LOW: u32 = u32::from_ne_bytes([0, 3, 0, 3]);
+        const LOW: u32 = u32::from_ne_bytes([0, 1, 0, 1]) * (GROUP - 1);
 
         let FlowKey { tuple, protocol } = key;
         let ports = tuple.ports.wire();

@@ -20,7 +20,11 @@ pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow
 
 /// The same, if it is known, and that the client's packets still come from where `back` says too.
 #[inline(always)]
-pub fn known_hop<F: Family, M: Flows<F>>(tables: M, flow: &M::Flow, back: impl FnOnce() -> Hop) -> Option<Hop> {
+pub fn known_hop<F: Family, M: Flows<F>>(
+    tables: M,
+    flow: &M::Flow,
+    back: impl FnOnce() -> Hop,
+) -> Option<Hop> {
     if flow.side() == Side::Request && flow.client != back() {
         return None;
     }
