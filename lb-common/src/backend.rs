@@ -1,6 +1,6 @@
 //! Backends: who serves, how to reach them, and what they have been sent.
 
-use crate::{family::Addr, flow::Port};
+use crate::{family::Addr, flow::Port, vlan::Tags};
 
 /// Backends of all services together.
 pub const MAX_BACKENDS: u32 = 16_384;
@@ -10,11 +10,13 @@ pub const MAX_BACKENDS: u32 = 16_384;
 /// The MAC addresses are three words as they stand at the start of a frame, so that BPF moves them in three
 /// instructions; the destination lies in the first eight bytes, so that a neighbour's new address is seen whole.
 #[derive(Clone, Copy, Debug, Eq, Default)]
-#[repr(C, align(8))]
+#[repr(C)]
 pub struct Hop {
     link: [u32; 3],
     /// Index of the interface to send through; 0 while unknown.
     pub ifindex: u32,
+    /// The VLAN there.
+    pub tags: Tags,
 }
 
 impl Hop {
@@ -26,7 +28,14 @@ impl Hop {
         Self {
             link: [u32::from_ne_bytes(link[0]), u32::from_ne_bytes(link[1]), u32::from_ne_bytes(link[2])],
             ifindex,
+            tags: Tags::NONE,
         }
+    }
+
+    /// The same in a VLAN.
+    #[inline(always)]
+    pub const fn tagged(self, tags: Tags) -> Self {
+        Self { tags, ..self }
     }
 
     /// The way back to where a frame came from that begins with `dst` and `src`, in the machine's order. They come in
@@ -34,7 +43,7 @@ impl Hop {
     #[inline(always)]
     pub const fn back(dst: (u16, u32), src: (u32, u16), ifindex: u32) -> Self {
         let ([a, b], [c, d]) = (src.1.to_ne_bytes(), dst.0.to_ne_bytes());
-        Self { link: [src.0, u32::from_ne_bytes([a, b, c, d]), dst.1], ifindex }
+        Self { link: [src.0, u32::from_ne_bytes([a, b, c, d]), dst.1], ifindex, tags: Tags::NONE }
     }
 
     /// What a frame begins with that goes this way: destination and source, in words of the machine's order.
@@ -72,7 +81,7 @@ impl PartialEq for Hop {
     #[inline(always)]
     fn eq(&self, other: &Self) -> bool {
         let ([a, b, c], [x, y, z]) = (self.link, other.link);
-        a == x && b == y && c == z && self.ifindex == other.ifindex
+        a == x && b == y && c == z && self.ifindex == other.ifindex && self.tags == other.tags
     }
 }
 
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn layouts_have_no_padding() {
-        assert_eq!(size_of::<Hop>(), 16);
+        assert_eq!(size_of::<Hop>(), 12 + 4 + 4);
         assert_eq!(size_of::<Backend>(), 16 + 2 + 1 + 1 + 4 + 4 + 4 + 8);
         assert_eq!(size_of::<BackendCounters>(), 40);
     }

@@ -308,7 +308,6 @@ pub struct FlowEntry<F: Family> {
     pub seen: Seen,
     /// The FIN and RST that passed in the other direction: the one thing that one half is told of the other.
     pub partner_end: Seen,
-    zeros: u32,
 }
 
 impl<F: Family> FlowEntry<F> {
@@ -325,7 +324,6 @@ impl<F: Family> FlowEntry<F> {
             role: Role(0),
             seen: Seen(0),
             partner_end: Seen(0),
-            zeros: 0,
         }
     };
 
@@ -349,7 +347,6 @@ impl<F: Family> FlowEntry<F> {
         self.role = Role::new(shared.backend, side);
         self.seen = Seen::default();
         self.partner_end = Seen::default();
-        self.zeros = 0;
     }
 
     /// An entry that [begins](Self::begin) so.
@@ -416,7 +413,7 @@ mod pod {
 
     // SAFETY: repr(C), `Copy`, no padding, valid for any bit pattern.
     unsafe impl<F: Family> aya::Pod for FlowKey<F> {}
-    // SAFETY: as above; what would be padding is the field `zeros`.
+    // SAFETY: as above.
     unsafe impl<F: Family> aya::Pod for FlowEntry<F> {}
 }
 
@@ -428,11 +425,11 @@ mod tests {
 
     #[test]
     fn an_entry_has_no_padding() {
-        // Both tuples, the client's hop, two deltas, a tick, a role, two sets, a word of zeros.
+        // Both tuples, the client's hop, two deltas, a tick, a role, two sets.
         assert_eq!(size_of::<FlowKey<V4>>(), 16);
         assert_eq!(size_of::<FlowKey<V6>>(), 40);
-        assert_eq!(size_of::<FlowEntry<V4>>(), 2 * 12 + 16 + 4 + 4 + 2 + 2 + 4);
-        assert_eq!(size_of::<FlowEntry<V6>>(), 2 * 36 + 16 + 4 + 4 + 2 + 2 + 4);
+        assert_eq!(size_of::<FlowEntry<V4>>(), 2 * 12 + 20 + 4 + 4 + 2 + 2);
+        assert_eq!(size_of::<FlowEntry<V6>>(), 2 * 36 + 20 + 4 + 4 + 2 + 2);
     }
 
     #[test]

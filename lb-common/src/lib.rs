@@ -14,6 +14,7 @@ pub mod service;
 pub mod state;
 pub mod table;
 pub mod verdict;
+pub mod vlan;
 
 pub use backend::{Backend, BackendCounters, BackendState, Hop, Traffic};
 pub use checksum::Delta;
@@ -24,3 +25,4 @@ pub use flow::{FlowEntry, FlowKey, Port, Ports, Seen, Side, Tick, Tuple};
 pub use service::{Protocol, Service, ServiceKey, SlotTable};
 pub use state::ConnectionState;
 pub use verdict::{Action, Answers, Reason};
+pub use vlan::{Tag, Tags, Vlan};

@@ -77,7 +77,7 @@ macro_rules! reasons {
 
 reasons! {
     Forwarded, Forward, "forwarded", "belongs to a connection; rewritten and sent on";
-    NotIp, Pass, "not-ip", "neither IPv4 nor IPv6, or tagged; left to the kernel";
+    NotIp, Pass, "not-ip", "neither IPv4 nor IPv6; left to the kernel";
     OtherProtocol, Pass, "other-protocol", "neither TCP nor UDP nor an error about them; left to the kernel";
     NoService, Pass, "no-service", "not for a service; left to the kernel";
     Fragment, Pass, "fragment", "a fragment of what is of no connection; left to the kernel";
@@ -107,6 +107,8 @@ reasons! {
         "a checksum that its sender left to a network card, in generic mode or in a frame of several pieces; dropped: use native \
          mode, or `ethtool -K DEV tx off` at the sender";
     ProgramMissing, Pass, "program-missing", "a part of the XDP program is not there; left to the kernel";
+    OtherVlan, Pass, "other-vlan", "tagged for a VLAN that this host has no device for, but for others; left to the kernel";
+    NoHeadroom, Drop, "no-headroom", "no room before the frame for the tag of its way out; dropped";
 }
 
 /// Room for counters of reasons; more than there are, so that a new one does not change the layout.

@@ -1,9 +1,6 @@
 //! Answers to packets that cannot be sent on: ICMP errors to whoever sent them (RFC 792, RFC 4443), made of the packet
 //! itself, which they quote.
 
-use lb_common::Hop;
-use network_types::eth::EthHdr;
-
 use crate::{
     frame::{Field as _, Frame, Link},
     icmp::{self, Icmp},
@@ -18,7 +15,7 @@ pub const BUDGET: u32 = 100;
 /// Makes of the frame the answer to the packet in it, with that message: it leaves where the packet came in. `None` if it is to have none; then the frame is to be dropped.
 #[inline(always)]
 pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: icmp::Message) -> Option<()> {
-    let arrival = Arrival::of(frame, 0).ok()?;
+    let arrival = Arrival::in_vlan(frame, 0).ok()?;
     let packet = F::parse(frame, arrival.network).ok()?;
     let (src, dst) = F::addresses(frame, arrival.network)?;
     let link: &Link = frame.at(0)?;
@@ -30,12 +27,16 @@ pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: ic
     let quoted = length.min(F::QUOTE);
 
     let back = arrival.back(frame);
+    let tags_length = Arrival::tags_before(arrival.network);
+    let tags = rewrite::read_tags(frame, tags_length)?;
     // Between the Ethernet header and the packet.
     frame.extend_front(F::HEADER + icmp::HEADER)?;
     let message_at = arrival.network + F::HEADER;
     let quote_at = message_at + icmp::HEADER;
     frame.truncate(quote_at + quoted)?;
-    write_link(frame, &back, arrival.ether_type)?;
+    rewrite::link(frame, &back)?;
+    rewrite::write_tags(frame, tags_length, tags)?;
+    frame.at_mut::<[u8; 2]>(arrival.network - size_of::<u16>())?.store(arrival.ether_type);
     // The packet's destination is an address of ours.
     let pseudo_header = F::write(frame, arrival.network, &dst, &src, icmp::HEADER + quoted)?;
     message.write::<F>(frame, message_at)?;
@@ -46,10 +47,3 @@ pub fn answer<F: Icmp, M: Tables>(frame: &mut impl Frame, tables: M, message: ic
 
 /// In the first byte of a MAC address: it is that of many hosts (IEEE 802).
 const GROUP: u8 = 1;
-
-#[inline(always)]
-fn write_link(frame: &mut impl Frame, back: &Hop, ether_type: u16) -> Option<()> {
-    let header: &mut EthHdr = frame.at_mut(0)?;
-    header.ether_type = ether_type;
-    rewrite::link(frame, back)
-}

@@ -18,7 +18,7 @@ pub fn hop<F: Family, M: Flows<F>>(tables: M, packet: &Packet<F>, flow: &M::Flow
     way(tables, flow)
 }
 
-/// The same, if it is known, and that the client's packets still come from where `back` says too.
+/// The same, if it is known and in no VLAN, and the client's packets still come from where `back` says.
 #[inline(always)]
 pub fn known_hop<F: Family, M: Flows<F>>(
     tables: M,
@@ -28,7 +28,7 @@ pub fn known_hop<F: Family, M: Flows<F>>(
     if flow.side() == Side::Request && flow.client != back() {
         return None;
     }
-    way(tables, flow).ok()
+    way(tables, flow).ok().filter(|hop| hop.tags.is_none())
 }
 
 /// The MTU of the way that the flow's packets take, if a packet of that length is larger: to a backend, that of the route; to

@@ -4,7 +4,7 @@
 //! on BPF, and put them together with shifts, though the kernel lets packets be read at any alignment where the
 //! machine does ([`Field`] asks it to).
 
-use lb_common::{DatagramKey, Program, Reason, Tick, V4, V6, checksum::Sum};
+use lb_common::{DatagramKey, Hop, Program, Reason, Tick, V4, V6, checksum::Sum};
 use network_types::{
     eth::EthHdr,
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -17,7 +17,7 @@ use crate::{
     icmp::{Icmp, Message},
     parse::Packet,
     part::{self, End, Examined, Parts},
-    route,
+    rewrite, route,
     tables::{Flows, Tables},
     unfinished,
 };
@@ -89,6 +89,9 @@ pub trait Frame {
     /// Puts `bytes` more before the frame's start, with anything in them. `None` if there is no room.
     fn extend_front(&mut self, bytes: usize) -> Option<()>;
 
+    /// Takes that many bytes off the frame's start. `None` if there are fewer.
+    fn shorten_front(&mut self, bytes: usize) -> Option<()>;
+
     /// Cuts off what is beyond `length` bytes. `None` if there are fewer.
     fn truncate(&mut self, length: usize) -> Option<()>;
 
@@ -100,6 +103,15 @@ pub trait Frame {
         M: Flows<V4> + Flows<V6>,
     {
         route(to, self, tables, ingress)
+    }
+
+    /// Calls [`rewrite::tag`], in the kernel a function of its own that the verifier follows once.
+    #[inline(always)]
+    fn tag(&mut self, before: usize, hop: &Hop) -> Option<()>
+    where
+        Self: Sized,
+    {
+        rewrite::tag(self, before, hop)
     }
 
     /// Calls [`part::find_end`], in the kernel a function of its own that the verifier follows once.

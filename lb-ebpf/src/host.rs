@@ -24,7 +24,7 @@ use std::{
 
 use lb_common::{
     Addr, Backend, BackendCounters, BackendState, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
-    Port, Program, Protocol, Reason, Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6,
+    Port, Program, Protocol, Reason, Seen, Service, ServiceKey, Side, SlotTable, Tick, Tuple, V4, V6, Vlan,
     control::OwnAddress, datagram::Piece, flow::Shared, service::MAX_SNAT, table::NotInserted,
 };
 
@@ -96,6 +96,12 @@ impl Frame for HostFrame {
         Some(())
     }
 
+    fn shorten_front(&mut self, bytes: usize) -> Option<()> {
+        let enough = bytes <= self.bytes.len();
+        self.bytes.drain(..bytes.min(self.bytes.len()));
+        enough.then_some(())
+    }
+
     fn truncate(&mut self, length: usize) -> Option<()> {
         let enough = length <= self.bytes.len();
         self.bytes.truncate(length);
@@ -130,6 +136,7 @@ pub struct HostTables {
     interface_mtus: RefCell<BTreeMap<u32, u32>>,
     datagrams: RefCell<HashMap<DatagramKey, Datagram>>,
     generic: RefCell<BTreeSet<u32>>,
+    vlans: RefCell<BTreeSet<Vlan>>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -246,6 +253,16 @@ impl HostTables {
     /// Has the program of an interface run in the network stack.
     pub fn set_generic(&self, ifindex: u32) {
         self.generic.borrow_mut().insert(ifindex);
+    }
+
+    /// Adds a device for a VLAN.
+    pub fn add_vlan(&self, vlan: Vlan) {
+        self.vlans.borrow_mut().insert(vlan);
+    }
+
+    /// VLANs that there are devices for.
+    pub fn vlans(&self) -> BTreeSet<Vlan> {
+        self.vlans.borrow().clone()
     }
 
     /// Interfaces whose program runs in the network stack.
@@ -434,6 +451,10 @@ impl Tables for &HostTables {
 
     fn is_generic(self, ifindex: u32) -> bool {
         self.generic.borrow().contains(&ifindex)
+    }
+
+    fn has_vlan(self, vlan: &Vlan) -> bool {
+        self.vlans.borrow().contains(vlan)
     }
 
     fn take_turn(self, service: u32) -> u64 {

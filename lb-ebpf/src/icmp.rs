@@ -285,7 +285,7 @@ pub struct Report<F: Family> {
     /// Whether the quotation reaches to the end of the transport's checksum.
     has_checksum: bool,
     /// Offset of the network header.
-    network: usize,
+    pub(crate) network: usize,
     /// Offset of the ICMP header.
     message: usize,
     /// Offset of the quoted transport header.

@@ -40,14 +40,14 @@ pub mod unfinished;
 #[cfg(test)]
 mod tests;
 
-use lb_common::{Family as _, Hop, Program, Protocol, Reason, Seen, V4, V6};
+use lb_common::{Family as _, Hop, Program, Protocol, Reason, Seen, Side, V4, V6, Vlan};
 use network_types::eth::EtherType;
 
 use crate::{
     frame::Frame,
     icmp::{Icmp, Message, Report},
     network::Header,
-    parse::{Arrival, Packet, Part},
+    parse::{Arrival, Networks, Packet, Part},
     part::Examined,
     tables::{Flow, Flows},
 };
@@ -147,7 +147,7 @@ fn route<M>(program: Program, frame: &mut impl Frame, tables: M, ingress: u32) -
 where
     M: Flows<V4> + Flows<V6>,
 {
-    let arrival = Arrival::of(frame, ingress)?;
+    let arrival = Arrival::in_vlan(frame, ingress)?;
     if arrival.ether_type == EtherType::Ipv4 as u16 {
         route_family::<V4, M>(program, frame, tables, &arrival)
     } else if arrival.ether_type == EtherType::Ipv6 as u16 {
@@ -167,6 +167,11 @@ fn route_family<F: Icmp, M>(
 where
     M: Flows<V4> + Flows<V6> + Flows<F>,
 {
+    let networks = tables.networks_of(&Vlan { ifindex: arrival.ingress, tags: arrival.tags });
+    if networks == Networks::OF_OTHERS {
+        return Err(Reason::OtherVlan);
+    }
+    let arrival = &Arrival { networks, ..*arrival };
     if program == Program::Icmp {
         translate_error::<F, M>(frame, tables, arrival)
     } else {
@@ -238,6 +243,7 @@ fn translate<F: Icmp, M: Flows<F>>(
         return Err(Reason::UnfinishedChecksum);
     }
     let egress = send(frame, tables, packet, &flow, &hop).ok_or(Reason::Malformed)?;
+    tag(frame, packet.network(), arrival, flow.side(), &hop)?;
     Ok(Verdict { reason: Reason::Forwarded, egress })
 }
 
@@ -280,6 +286,28 @@ fn send<F: Icmp, M: Flows<F>>(
     Some(hop.ifindex)
 }
 
+/// Puts a frame of a flow, whose network header has that offset, into the VLAN of its way.
+///
+/// # Errors
+///
+/// [`Reason::NoHeadroom`] where there is no room for the tags.
+#[inline(always)]
+fn tag(
+    frame: &mut impl Frame,
+    network: usize,
+    arrival: &Arrival,
+    side: Side,
+    hop: &Hop,
+) -> Result<(), Reason> {
+    let before = Arrival::tags_before(network);
+    let is_as_before = hop.tags == arrival.tags && hop.tags.length() == before;
+    // Of the client's way the tags are known, from where its packets come.
+    if is_as_before || arrival.networks == Networks::OF_ALL && hop.tags.is_none() && side == Side::Request {
+        return Ok(());
+    }
+    frame.tag(before, hop).ok_or(Reason::NoHeadroom)
+}
+
 /// Sends an answer back in place of the packet, which is refused for that reason.
 #[inline(always)]
 fn send_answer<F: Icmp, M: Flows<F>>(
@@ -313,5 +341,6 @@ fn translate_error<F: Icmp, M: Flows<F>>(
     report.may_travel()?;
     let hop = forward::way(tables, &flow)?;
     report.rewrite(frame, &flow, &hop).ok_or(Reason::Malformed)?;
+    tag(frame, report.network, arrival, flow.side(), &hop)?;
     Ok(Verdict { reason: Reason::IcmpForwarded, egress: hop.ifindex })
 }

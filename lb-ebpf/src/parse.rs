@@ -1,11 +1,15 @@
 //! From a frame to a [`Packet`], all that the stages up to the rewriting know of it.
 
-use lb_common::{Family, FlowKey, Hop, Ports, Protocol, Reason, Seen, Tuple};
+use lb_common::{
+    Family, FlowKey, Hop, Ports, Protocol, Reason, Seen, Tag, Tags, Tuple, Vlan,
+    vlan::{MOST_TAGS, TAG},
+};
 use network_types::{eth::EthHdr, tcp::TcpHdr, udp::UdpHdr};
 
 use crate::{
-    frame::{Field as _, Frame, Link},
+    frame::{Field as _, Frame, Link, opaque},
     network::{self, Network},
+    tables::Tables,
     transport::{Tcp, Transport, Udp},
 };
 
@@ -18,6 +22,36 @@ pub struct Arrival {
     pub ether_type: u16,
     /// Offset of the network header.
     pub network: usize,
+    /// The VLAN that it is in.
+    pub tags: Tags,
+    /// Whose it is.
+    pub networks: Networks,
+}
+
+/// Whose network a VLAN is: one of the constants. Not an enum, for it goes through a function that the verifier follows once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Networks(pub u64);
+
+impl Networks {
+    /// This host's: it has a device for the VLAN, or there are no tags.
+    pub const OF_HOST: Self = Self(0);
+    /// The host does not look at tags there: they are the network's business.
+    pub const OF_ALL: Self = Self(1);
+    /// Others': the host has devices for other VLANs there.
+    pub const OF_OTHERS: Self = Self(2);
+
+    /// Whose network that is.
+    #[inline(always)]
+    pub fn of<M: Tables>(tables: M, vlan: &Vlan) -> Self {
+        if vlan.tags.is_none() || tables.has_vlan(vlan) {
+            Self::OF_HOST
+        } else if tables.has_vlan(&Vlan { tags: Tags::NONE, ..*vlan }) {
+            Self::OF_OTHERS
+        } else {
+            Self::OF_ALL
+        }
+    }
 }
 
 impl Arrival {
@@ -29,7 +63,43 @@ impl Arrival {
     #[inline(always)]
     pub fn of(frame: &impl Frame, ingress: u32) -> Result<Self, Reason> {
         let ethernet: &EthHdr = frame.at(0).ok_or(Reason::Malformed)?;
-        Ok(Self { ingress, ether_type: ethernet.ether_type, network: size_of::<EthHdr>() })
+        Ok(Self {
+            ingress,
+            ether_type: ethernet.ether_type,
+            network: size_of::<EthHdr>(),
+            tags: Tags::NONE,
+            networks: Networks::OF_HOST,
+        })
+    }
+
+    /// The same, of a frame that may be tagged.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::Malformed`] where the frame is shorter than headers and tags.
+    #[inline(always)]
+    pub fn in_vlan(frame: &impl Frame, ingress: u32) -> Result<Self, Reason> {
+        let mut arrival = Self::of(frame, ingress)?;
+        for _ in 0..MOST_TAGS {
+            if !Tag::follows(arrival.ether_type) {
+                break;
+            }
+            let [a, b, c, d] = *frame.at::<[u8; TAG]>(arrival.network).ok_or(Reason::Malformed)?;
+            if let Some(tag) = Tag::from_wire(arrival.ether_type, u16::from_ne_bytes([a, b])) {
+                arrival.tags = arrival.tags.and(tag).unwrap_or(arrival.tags);
+            }
+            arrival.ether_type = u16::from_ne_bytes([c, d]);
+            arrival.network += TAG;
+        }
+        // As it is: for the verifier, which would follow all that comes after for each number of tags.
+        arrival.network = opaque(arrival.network) & (NETWORK_OFFSETS - 1);
+        Ok(arrival)
+    }
+
+    /// Bytes of tags, also of those that name no VLAN, of a frame whose network header has that offset.
+    #[inline(always)]
+    pub const fn tags_before(network: usize) -> usize {
+        network.wrapping_sub(size_of::<EthHdr>())
     }
 
     /// The way back to whoever sent it on this link.
@@ -38,7 +108,7 @@ impl Arrival {
         let Some(link) = frame.at::<Link>(0) else { return Hop::default() };
         let dst = (link.dst_head.load(), link.dst_tail.load());
         let src = (link.src_head.load(), link.src_tail.load());
-        Hop::back(dst, src, self.ingress)
+        Hop::back(dst, src, self.ingress).tagged(self.tags)
     }
 }
 

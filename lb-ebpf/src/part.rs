@@ -201,7 +201,7 @@ pub fn examine<F: Parts, M: Tables>(
     ingress: u32,
     packet: &mut Packet<F>,
 ) -> Result<Examined, Reason> {
-    let arrival = Arrival::of(frame, ingress)?;
+    let arrival = Arrival::in_vlan(frame, ingress)?;
     let header = F::parse(frame, arrival.network)?;
     let end = end::<F>(frame, arrival.network)?;
     let header = without_extensions(&header, &end)?;

@@ -4,14 +4,14 @@ use core::ops::Deref;
 
 use lb_common::{
     Addr, Backend, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop, Reason, Seen, Service, ServiceKey,
-    Side, Tick, Tuple, datagram::Piece, flow::Shared, table::NotInserted,
+    Side, Tick, Tuple, Vlan, datagram::Piece, flow::Shared, table::NotInserted,
 };
 
 use crate::{
     connect,
     icmp::Icmp,
     pair::{self, Found},
-    parse::Packet,
+    parse::{Networks, Packet},
 };
 
 /// What is shared by both families. Tables are handles: copying one copies nothing of what it holds.
@@ -39,6 +39,13 @@ pub trait Tables: Copy {
     fn interface_mtu(self, ifindex: u32) -> u32;
     /// Whether what comes in through that interface meets the program in the network stack, not in the driver.
     fn is_generic(self, ifindex: u32) -> bool;
+    /// Whether the host has a device for that VLAN; without tags, whether it has any for VLANs of that interface.
+    fn has_vlan(self, vlan: &Vlan) -> bool;
+    /// Calls [`Networks::of`], in the kernel a function of its own.
+    #[inline(always)]
+    fn networks_of(self, vlan: &Vlan) -> Networks {
+        Networks::of(self, vlan)
+    }
     /// How many connections the service has had before this one; no two callers get the same answer.
     fn take_turn(self, service: u32) -> u64;
     /// The next number in the sequence of SNAT ports at that cursor; no two callers get the same answer.

@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     path::Path,
     process,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::bail;
@@ -28,13 +28,16 @@ use crate::{
     plan::State,
     program::{self, Mode, ModeChoice, Program, SendBack},
     serve::{Order, backend_ips, seconds_since_1970},
-    xdp_features,
+    vlan, xdp_features,
 };
 
 /// How long to wait for next hops before attaching.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two attempts at the lock for edits.
+/// How long the program of a process that has just been killed may take to go.
+const GOING: Duration = Duration::from_secs(1);
+
+/// Between two attempts at the lock for edits, and two looks at a program that is going.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// What has been looked up for a start.
@@ -67,11 +70,14 @@ impl DataPath {
     /// edits.
     pub(crate) async fn set_up(order: &Order, netlink: &Netlink) -> anyhow::Result<(Self, Lock)> {
         let dir = &order.dir;
-        let interfaces = find_interfaces(netlink, &order.interfaces).await?;
+        let mut interfaces = find_interfaces(netlink, &order.interfaces).await?;
         edit::refuse_impossible(&neighbour::resolve(netlink, order.backend_ips(), Duration::ZERO).await?)?;
         refuse_second(order)?;
         let held: Vec<u32> = links::pinned(dir)?.into_iter().flatten().map(|link| link.index).collect();
         let free = |link: &&Link| !held.contains(&link.index);
+        for link in interfaces.iter_mut().filter(|link| !held.contains(&link.index)) {
+            wait_until_gone(netlink, link).await?;
+        }
         interfaces.iter().filter(free).try_for_each(program::check_free)?;
         let send_back = send_back(netlink, &interfaces).await;
         let prepared = Prepared { netlink: netlink.clone(), interfaces, send_back };
@@ -106,6 +112,7 @@ impl DataPath {
         program.join(&mut maps)?;
         let mut links = attach(&mut program, &mut maps, &interfaces, &interfaces, order.mode)?;
         mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
+        vlan::publish(&mut maps, &vlan::all(&netlink).await?)?;
         if order.persist {
             links::create(dir)?;
             links = pin(&mut program, links, &interfaces, dir)?;
@@ -155,9 +162,11 @@ impl DataPath {
                 maps.remove_interface(index)?;
             }
         }
+        let vlans = vlan::all(&netlink).await?;
         let watch = Watch::new(netlink, ways.clone()).holding(&hops_in_use(&maps, &state)?);
         publish_hops(&mut maps, &watch.hops())?;
         mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
+        vlan::publish(&mut maps, &vlans)?;
         maps.set_meta(Meta { pid: process::id(), since: seconds_since_1970(), ..maps.meta()? })?;
         let undo = if order.persist {
             links = pin(&mut program, links, &new, dir)?;
@@ -194,6 +203,18 @@ async fn find_interfaces(netlink: &Netlink, names: &[String]) -> anyhow::Result<
         links.push(link);
     }
     Ok(links)
+}
+
+/// Waits a moment if an interface has a program that may be about to go.
+async fn wait_until_gone(netlink: &Netlink, link: &mut Link) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    while program::may_be_going(link) && begin.elapsed() < GOING {
+        sleep(RETRY).await;
+        if let Some(present) = netlink.link_by_index(link.index).await? {
+            *link = present;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to be the second daemon, unless the data path can be had without a gap.

@@ -147,12 +147,12 @@ pub(crate) fn warn_of_obstacles(ways: &BTreeMap<IpAddr, Way>, attached: &[u32], 
             warnings.push(format!("backend {ip} cannot be reached yet: {why}; {outlook}"));
         }
         if let Way::Open { via, .. } | Way::Asking { via } = way
-            && !attached.contains(&via.ifindex)
+            && ![via.ifindex, via.frames.0].iter().any(|index| attached.contains(index))
         {
             warnings.push(format!(
-                "backend {ip} is reached through {0}, to which lb is not attached: its replies are not translated; \
-                 start lb run with --iface {0} too",
-                via.interface
+                "backend {ip} is reached through {}, to which lb is not attached: its replies are not translated; \
+                 start lb run with --iface {} too",
+                via.interface, via.frames.1
             ));
         }
     }

@@ -41,6 +41,7 @@ mod status;
 mod sweep;
 pub mod table;
 mod view;
+mod vlan;
 mod xdp_features;
 
 use std::{env, io::Write as _, path::Path, process::ExitCode, time::SystemTime};

@@ -1,7 +1,7 @@
 //! The pinned maps: their names, opening them, and typed access. Decides nothing.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, RandomState},
     io::{self, ErrorKind},
     path::{Path, PathBuf},
@@ -14,7 +14,7 @@ use aya::{
 };
 use lb_common::{
     Backend, BackendCounters, Datagram, DatagramKey, Family, Hop, Interface, LAYOUT_VERSION, Meta, Program,
-    Reason, Service, ServiceKey, V4, V6, control::OwnAddress, verdict::ReasonCounters,
+    Reason, Service, ServiceKey, V4, V6, Vlan, control::OwnAddress, verdict::ReasonCounters,
 };
 
 use crate::{batch, plan::State, table::Table};
@@ -38,6 +38,7 @@ pub(crate) mod name {
     pub(crate) const META: &str = "META";
     pub(crate) const INTERFACES: &str = "INTERFACES";
     pub(crate) const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    pub(crate) const VLANS: &str = "VLANS";
     pub(crate) const DATAGRAMS: &str = "DATAGRAMS";
     pub(crate) const EARLY: &str = "EARLY";
     pub(crate) const PROGRAMS: &str = "PROGRAMS";
@@ -61,6 +62,7 @@ pub(crate) struct Maps {
     meta: Array<MapData, Meta>,
     interfaces: HashMap<MapData, u32, Interface>,
     own_addresses: HashMap<MapData, OwnAddress, u8>,
+    vlans: HashMap<MapData, Vlan, u32>,
     programs: ProgramArray<MapData>,
 }
 
@@ -142,6 +144,7 @@ impl Maps {
             meta,
             interfaces: pins.open(name::INTERFACES)?,
             own_addresses: pins.open(name::OWN_ADDRESSES)?,
+            vlans: pins.open(name::VLANS)?,
             programs: pins.open(name::PROGRAMS)?,
         })
     }
@@ -303,6 +306,19 @@ impl Maps {
 
     pub(crate) fn remove_own_address(&mut self, address: OwnAddress) -> anyhow::Result<()> {
         ignore_missing(self.own_addresses.remove(&address)).context("cannot remove an own address")
+    }
+
+    /// The VLANs that the data path takes frames of, and their devices' indices.
+    pub(crate) fn vlans(&self) -> anyhow::Result<BTreeMap<Vlan, u32>> {
+        self.vlans.iter().collect::<Result<_, _>>().context("cannot read the VLANs")
+    }
+
+    pub(crate) fn add_vlan(&mut self, vlan: Vlan, device: u32) -> anyhow::Result<()> {
+        self.vlans.insert(vlan, device, 0).context("cannot write a VLAN")
+    }
+
+    pub(crate) fn remove_vlan(&mut self, vlan: Vlan) -> anyhow::Result<()> {
+        ignore_missing(self.vlans.remove(&vlan)).context("cannot remove a VLAN")
     }
 
     /// Has the other programs go on in that one from now on.

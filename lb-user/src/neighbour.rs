@@ -11,9 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::Hop;
+use lb_common::{Hop, Tags};
 
-use crate::netlink::{Link, Neighbour, Netlink, Route};
+use crate::{
+    netlink::{Link, Neighbour, Netlink, Route},
+    vlan,
+};
 
 /// How long a way that was known stays in use after it is lost.
 const HOLD: Duration = Duration::from_secs(5);
@@ -31,6 +34,8 @@ pub(crate) struct Via {
     pub(crate) ifindex: u32,
     pub(crate) interface: String,
     pub(crate) neighbour: IpAddr,
+    /// The interface that their frames pass: it, or of a VLAN's device the one below.
+    pub(crate) frames: (u32, String),
 }
 
 /// How a backend is reached, as far as the kernel knows at the moment.
@@ -123,13 +128,32 @@ impl<'a> Scout<'a> {
             return Ok(Way::Closed(format!("its route leaves through {}, which is down", link.name)));
         }
         let mtu = route_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
-        let via = Via { ifindex, interface: link.name, neighbour };
+        let (below, tags) = self.below(&link).await?;
+        let Some(tags) = tags else {
+            return Ok(Way::Never(format!(
+                "its route leaves through {}, which has too many VLAN tags",
+                link.name
+            )));
+        };
+        let egress = below.index;
+        let via = Via { ifindex, interface: link.name, neighbour, frames: (egress, below.name) };
         match self.netlink.neighbour(ifindex, neighbour).await? {
             Neighbour::Known { mac: dst, fixed } => {
-                Ok(Way::Open { via, hop: Hop::new(dst, mac, ifindex), mtu, fixed })
+                Ok(Way::Open { via, hop: Hop::new(dst, mac, egress).tagged(tags), mtu, fixed })
             }
             Neighbour::Unknown | Neighbour::Failed => Ok(Way::Asking { via }),
         }
+    }
+
+    /// The interface that an interface's frames pass, and the tags that they have there; `None` if those are too many.
+    async fn below(&mut self, link: &Link) -> anyhow::Result<(Link, Option<Tags>)> {
+        let (mut link, mut upwards) = (link.clone(), Vec::new());
+        while let Some((below, tag)) = link.vlan {
+            let Some(next) = self.link(below).await? else { break };
+            upwards.push(tag);
+            link = next;
+        }
+        Ok((link, vlan::tags(&upwards)))
     }
 
     async fn link(&mut self, index: u32) -> anyhow::Result<Option<Link>> {
@@ -395,7 +419,8 @@ mod tests {
     use super::*;
 
     fn via() -> Via {
-        Via { ifindex: 3, interface: "eth0".to_owned(), neighbour: IpAddr::from([10, 0, 0, 1]) }
+        let name = "eth0".to_owned();
+        Via { ifindex: 3, interface: name.clone(), neighbour: IpAddr::from([10, 0, 0, 1]), frames: (3, name) }
     }
 
     fn open(last: u8) -> Way {

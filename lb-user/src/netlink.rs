@@ -7,12 +7,16 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use lb_common::Tag;
 use rtnetlink::{
     Error, Handle, RouteMessageBuilder,
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp},
+        link::{
+            InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+            LinkXdp, VlanProtocol,
+        },
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
@@ -34,6 +38,8 @@ pub(crate) struct Link {
     pub(crate) xdp: Option<u32>,
     /// The other end, if it is a veth.
     pub(crate) peer: Option<Peer>,
+    /// Below what interface it is which VLAN, if it is a device for one.
+    pub(crate) vlan: Option<(u32, Tag)>,
 }
 
 /// The other end of a veth.
@@ -92,6 +98,13 @@ impl Netlink {
         self.link(self.0.link().get().match_index(index))
             .await
             .with_context(|| format!("cannot look up interface {index}"))
+    }
+
+    /// All interfaces.
+    pub(crate) async fn links(&self) -> anyhow::Result<Vec<Link>> {
+        let links: Vec<_> =
+            self.0.link().get().execute().try_collect().await.context("cannot list the interfaces")?;
+        Ok(links.iter().map(read_link).collect())
     }
 
     /// Whether a veth's other end has an XDP program; no where it may not be asked.
@@ -204,7 +217,9 @@ pub(crate) fn read_link(message: &LinkMessage) -> Link {
         mtu: 0,
         xdp: None,
         peer: None,
+        vlan: None,
     };
+    let mut tag = None;
     let (mut is_veth, mut index, mut namespace) = (false, None, None);
     for attribute in &message.attributes {
         match attribute {
@@ -214,14 +229,28 @@ pub(crate) fn read_link(message: &LinkMessage) -> Link {
                 link.mac = Mac::try_from(bytes.as_slice()).ok();
             }
             LinkAttribute::Xdp(xdp) => link.xdp = xdp.iter().find_map(xdp_program),
-            LinkAttribute::LinkInfo(info) => is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::LinkInfo(info) => {
+                is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                tag = info.iter().find_map(vlan_tag);
+            }
             LinkAttribute::Link(other) => index = Some(*other),
             LinkAttribute::LinkNetNsId(number) => namespace = Some(*number),
             _ => {}
         }
     }
     link.peer = index.filter(|_| is_veth).map(|index| Peer { index, namespace });
+    // Below one of another namespace, its frames are none of this one's.
+    link.vlan = index.filter(|_| namespace.is_none()).zip(tag);
     link
+}
+
+fn vlan_tag(info: &LinkInfo) -> Option<Tag> {
+    let LinkInfo::Data(InfoData::Vlan(attributes)) = info else { return None };
+    let number = attributes.iter().find_map(|attribute| match attribute {
+        InfoVlan::Id(number) => Some(*number),
+        _ => None,
+    });
+    Tag::new(number?, attributes.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)))
 }
 
 /// With programs in several modes the kernel gives the id of each, and no common one.

@@ -327,8 +327,7 @@ fn attach_hint(errno: i32, link: &Link, mode: Mode) -> Option<String> {
 /// There is one; it is named.
 pub(crate) fn check_free(link: &Link) -> anyhow::Result<()> {
     let Some(id) = link.xdp else { return Ok(()) };
-    let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id);
-    let name = info.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    let name = name_of(id).filter(|name| !name.is_empty());
     let name = name.map_or_else(String::new, |name| format!(" '{name}'"));
     let remedy = format!(
         "detach it with its own tool first, if it is not needed (another lb: `lb detach --pin-dir DIR`; one of ip: \
@@ -338,12 +337,31 @@ pub(crate) fn check_free(link: &Link) -> anyhow::Result<()> {
     bail!("another XDP program{name} (id {id}) is attached to {}: {remedy}", link.name)
 }
 
+/// Whether the program on an interface may be one of an lb that is gone: the kernel takes it away a moment after the process.
+pub(crate) fn may_be_going(link: &Link) -> bool {
+    link.xdp.and_then(name_of).is_some_and(|name| name == lb_common::Program::Plain.name())
+}
+
+fn name_of(id: u32) -> Option<String> {
+    let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == id)?;
+    info.name_as_str().map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn link(mtu: u32) -> Link {
-        Link { index: 3, name: "eth0".to_owned(), mac: None, up: true, mtu, xdp: None, peer: None }
+        Link {
+            index: 3,
+            name: "eth0".to_owned(),
+            mac: None,
+            up: true,
+            mtu,
+            xdp: None,
+            peer: None,
+            vlan: None,
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `--persist` all that forwards.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     convert::Infallible,
     io::{self, Write as _},
     iter,
@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use aya::programs::links::FdLink;
 use aya_log::EbpfLogger;
 use futures_util::{FutureExt as _, future::pending};
-use lb_common::{Addr, Hop, LAYOUT_VERSION, Meta};
+use lb_common::{Addr, Hop, LAYOUT_VERSION, Meta, Vlan};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
@@ -38,7 +38,7 @@ use crate::{
     pins::{self, Undo},
     plan::{State, Step},
     program::{ModeChoice, Program},
-    runtime, sweep,
+    runtime, sweep, vlan,
 };
 
 /// How soon an edit is noticed.
@@ -193,6 +193,8 @@ struct Running {
     watch: Watch,
     /// Of the interfaces in `links`.
     mtus: HashMap<u32, u32>,
+    /// That the host has devices for.
+    vlans: BTreeMap<Vlan, u32>,
     events: Events,
     log_level: log::LevelFilter,
     dir: PathBuf,
@@ -214,6 +216,8 @@ impl Running {
         let attached: Vec<u32> = links.iter().map(|attached| attached.link.index).collect();
         edit::warn_of_obstacles(&ways, &attached, true);
         edit::warn_if_foreign(&netlink, &own_ips(&state)).await?;
+        let vlans = maps.vlans()?;
+        vlan::warn_of_offload(&vlans, links.iter().map(|attached| &attached.link));
         events.know(links.iter().map(|attached| &attached.link));
         let modes = links.iter().map(|attached| (attached.link.index, attached.mode)).collect();
         let fragments = Fragments::open(&order.dir, modes)?;
@@ -227,6 +231,7 @@ impl Running {
         };
         Ok(Self {
             mtus: mtus_of(&links),
+            vlans,
             links: links.into_iter().map(|Attached { link, fd, .. }| (link, fd)).collect(),
             program: Some((program, fragments)),
             maps,
@@ -349,8 +354,9 @@ impl Running {
         }
         let indices = self.links.iter().map(|(link, _)| link.index);
         let mtus = mtu::of_interfaces(self.watch.netlink(), indices).await?;
-        let others = mtus != self.mtus;
-        self.mtus = mtus;
+        let vlans = vlan::all(self.watch.netlink()).await?;
+        let others = mtus != self.mtus || vlans != self.vlans;
+        (self.mtus, self.vlans) = (mtus, vlans);
         Ok(changed || others)
     }
 
@@ -364,7 +370,8 @@ impl Running {
             sleep(RETRY).await;
         };
         publish_hops(&mut self.maps, &hops)?;
-        mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)
+        mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)?;
+        vlan::publish(&mut self.maps, &self.vlans)
     }
 
     fn forget_lost_interfaces(&mut self) -> anyhow::Result<()> {

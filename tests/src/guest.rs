@@ -15,7 +15,7 @@ pub const STEPS: [Step; 2] = [
         // Also of tests that succeed, what they print: there are notes in it.
         args: &["--show-output"],
     },
-    Step { what: "sessions through lb run", program: "network", args: &["session::"] },
+    Step { what: "sessions through lb run", program: "network", args: &["session::", "vlans::"] },
 ];
 
 /// Says how many random packets go through the program.

@@ -37,7 +37,7 @@ pub(crate) const KERNELS: [Kernel; 2] = [
 ];
 
 /// What the kernels have as modules and the tests need, each after those that it needs itself.
-const KERNEL_MODULES: [&str; 4] = ["llc", "stp", "bridge", "veth"];
+const KERNEL_MODULES: [&str; 7] = ["llc", "stp", "bridge", "veth", "garp", "mrp", "8021q"];
 
 /// Programs that lb-tests' namespaces are made with.
 const TOOLS: [&str; 3] = ["ip", "ethtool", "nsenter"];

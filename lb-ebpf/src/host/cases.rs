@@ -246,6 +246,8 @@ pub struct Case {
     name: String,
     tables: HostTables,
     steps: Vec<Step>,
+    /// The tags of frames on an interface.
+    tags: BTreeMap<u32, WireTags>,
 }
 
 impl Case {
@@ -261,6 +263,7 @@ impl Case {
             name: format!("{name}, {} over IP{:?}", kind.protocol.name(), kind.ip),
             tables,
             steps: Vec::new(),
+            tags: BTreeMap::new(),
         }
     }
 
@@ -296,6 +299,7 @@ impl Case {
     /// Expects the frame to leave as that, for that reason.
     #[track_caller]
     fn leaves(&mut self, reason: Reason, ingress: u32, frame: Vec<u8>, egress: u32, becomes: Vec<u8>) {
+        let (frame, becomes) = (self.tagged(ingress, &frame), self.tagged(egress, &becomes));
         let expected = Outcome { reason, egress, frame: becomes };
         self.add(What::Frame { ingress, frame, expected });
     }
@@ -303,6 +307,7 @@ impl Case {
     /// Expects the frame not to leave, for that reason, and not to be touched.
     #[track_caller]
     fn refuses(&mut self, reason: Reason, ingress: u32, frame: Vec<u8>) {
+        let frame = self.tagged(ingress, &frame);
         let expected = Outcome { reason, egress: 0, frame: frame.clone() };
         self.add(What::Frame { ingress, frame, expected });
     }
@@ -549,6 +554,16 @@ macro_rules! every_case {
             routing_headers_with_addresses_left_are_passed_over,
             numbers_of_extension_headers_are_no_such_over_ipv4,
             an_extension_header_is_known_by_its_number,
+            frames_get_the_tags_of_their_way,
+            tags_are_kept_where_the_way_has_the_same,
+            a_priority_without_a_vlan_is_no_tag,
+            icmp_errors_get_the_tags_of_their_way,
+            answers_have_the_tags_of_what_they_answer,
+            fragments_get_the_tags_of_their_way,
+            the_way_to_the_client_follows_it_into_another_vlan,
+            where_the_host_has_no_vlans_tags_are_kept,
+            frames_of_vlans_without_a_device_pass,
+            frames_cut_off_in_their_tags_pass,
         }
     };
 }
@@ -578,8 +593,10 @@ macro_rules! rules {
 // Behind the macro that they are written with.
 mod icmp;
 mod parts;
+mod vlan;
 
-pub use self::{icmp::*, parts::*};
+use self::vlan::WireTags;
+pub use self::{icmp::*, parts::*, vlan::*};
 
 rules! {
     /// From the first packet to the last.
@@ -1268,10 +1285,8 @@ fn foreign(request: &Packet) -> Vec<(Reason, Vec<u8>)> {
         elsewhere(vip, BACKEND_PORT),
         elsewhere(client, PORT),
         (Reason::NoService, Packet { protocol, ..request.clone() }.frame()),
-        // 802.1Q, QinQ, and a priority tag.
-        (Reason::NotIp, tagged(&good, &[(0x8100, 100)])),
-        (Reason::NotIp, tagged(&good, &[(0x88a8, 100), (0x8100, 200)])),
-        (Reason::NotIp, tagged(&good, &[(0x8100, 0)])),
+        // More tags than are looked at.
+        (Reason::NotIp, tagged(&good, &[(0x88a8, 100), (0x8100, 200), (0x8100, 200)])),
         // LLDP, EAPOL, spanning tree (a length in place of a type), an Ethernet header and no more.
         (Reason::NotIp, ethernet([1, 0x80, 0xc2, 0, 0, 0xe], from, 0x88cc, &[2, 7, 4])),
         (Reason::NotIp, ethernet(to, from, 0x888e, &[1, 1, 0, 0])),

@@ -14,14 +14,15 @@ use std::{
     vec::Vec,
 };
 
-use lb_common::{Action, Hop, Reason};
+use lb_common::{Action, Hop, Reason, Tag, Tags, Vlan};
 
 use super::{
     HostTables,
     cases::{self, CLIENTS, ELSEWHERE, Ip, Kind, Outcome, PORT, SERVERS, hop, process},
     packet::{
         Control, ETHERNET, Extension, IcmpError, Places, checksums_hold, error_checksums_hold, extended,
-        finished, fit_lengths, is_translation, leave_unfinished, mend_checksums, turned_back,
+        finished, fit_lengths, is_translation, leave_unfinished, mend_checksums, tagged, turned_back,
+        untagged,
     },
     random::Random,
 };
@@ -147,7 +148,10 @@ impl Fuzzer {
             (0..).zip(&backends).nth(random.below(backends.len())).expect("there are some");
         match random.below(4) {
             0 => tables.set_next_hop(index, Hop::default()),
-            1 => tables.set_next_hop(index, hop(1 + random.byte() % 3, interface(random))),
+            1 => {
+                let number = 1 + random.byte() % 3;
+                tables.set_next_hop(index, way(random, number));
+            }
             2 => tables.set_path_mtu(index, mtu(random)),
             _ => {
                 let of_service = (0..).zip(&backends).filter(|(_, other)| other.service == backend.service);
@@ -222,6 +226,9 @@ impl Fuzzer {
         }
         if self.random.once_in(16) {
             ingress = self.random.choose(&[CLIENTS, SERVERS, ELSEWHERE]);
+        }
+        if frame.len() >= ETHERNET && self.random.once_in(8) {
+            frame = tagged(&frame, self.random.choose(&VLANS));
         }
         (ingress, frame)
     }
@@ -365,7 +372,7 @@ impl Fuzzer {
 
 impl Step {
     fn judge(&self) -> Result<(), String> {
-        let (before, after) = (&self.frame, &self.outcome.frame);
+        let (before, after) = (&untagged(&self.frame), &untagged(&self.outcome.frame));
         match self.outcome.reason.action() {
             Action::Forward => {
                 rule(self.outcome.egress != 0, || "a forwarded frame leaves nowhere".into())?;
@@ -390,7 +397,7 @@ impl Step {
             }
             Action::Pass | Action::Drop => {
                 rule(self.outcome.egress == 0, || "what is not sent leaves".into())?;
-                rule(after == before, || "what is not sent was touched".into())
+                rule(self.outcome.frame == self.frame, || "what is not sent was touched".into())
             }
         }
     }
@@ -442,6 +449,25 @@ fn mtu(random: &mut Random) -> u32 {
     random.choose(&[0, 0, 68, 576, 1_280, 1_500])
 }
 
+/// A customer's VLAN, one in a service provider's, a priority, and more tags than are looked at.
+const VLANS: [&[(u16, u16)]; 4] = [
+    &[(0x8100, 100)],
+    &[(0x88a8, 7), (0x8100, 100)],
+    &[(0x8100, 0xe000)],
+    &[(0x88a8, 7), (0x8100, 0), (0x8100, 100)],
+];
+
+fn vlan(tags: &[(u16, u16)]) -> Tags {
+    let tags = tags.iter().filter_map(|(tpid, tci)| Tag::new(*tci, *tpid == 0x88a8));
+    tags.fold(Tags::NONE, |tags, tag| tags.and(tag).unwrap_or(tags))
+}
+
+/// The way to a server, in a VLAN or in none.
+fn way(random: &mut Random, number: u8) -> Hop {
+    let ifindex = interface(random);
+    hop(number, ifindex).tagged(vlan(random.choose(&[&[], &[], VLANS[0], VLANS[1]])))
+}
+
 /// Services of every kind with up to three backends, and others with none.
 fn tables(random: &mut Random) -> HostTables {
     let tables = HostTables::new();
@@ -449,7 +475,7 @@ fn tables(random: &mut Random) -> HostTables {
     for kind in Kind::ALL {
         let backends = 1 + random.choose(&[0, 1, 2]);
         let backends: Vec<_> =
-            (1..=backends).map(|number| (kind.backend(number), hop(number, interface(random)))).collect();
+            (1..=backends).map(|number| (kind.backend(number), way(random, number))).collect();
         let service = tables.add_service(kind.protocol, SocketAddr::new(kind.vip(), PORT), &backends);
         let ports = random.choose(&[3, 20, super::PORTS.1]);
         tables.edit_service(service, |service| service.ports = ports);
@@ -462,6 +488,9 @@ fn tables(random: &mut Random) -> HostTables {
         }
     }
     tables.set_generic(ELSEWHERE);
+    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: Tags::NONE });
+    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: vlan(VLANS[0]) });
+    tables.add_vlan(Vlan { ifindex: SERVERS, tags: vlan(VLANS[1]) });
     for ifindex in [CLIENTS, SERVERS, ELSEWHERE] {
         tables.set_interface_mtu(ifindex, mtu(random));
     }

@@ -766,6 +766,16 @@ pub fn ethernet(to: Mac, from: Mac, ether_type: u16, payload: &[u8]) -> Vec<u8> 
     [&to[..], &from, &ether_type.to_be_bytes(), payload].concat()
 }
 
+/// A frame without its 802.1Q and 802.1ad tags.
+pub fn untagged(frame: &[u8]) -> Vec<u8> {
+    const ADDRESSES: usize = 12;
+    let mut untagged = frame.to_vec();
+    while matches!(untagged.get(ADDRESSES..ADDRESSES + 2), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        untagged.drain(ADDRESSES..untagged.len().min(ADDRESSES + 4));
+    }
+    untagged
+}
+
 /// A frame with 802.1Q tags put in, outermost first: tag protocol identifier and tag control information.
 pub fn tagged(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
     const ADDRESSES: usize = 12;

@@ -18,5 +18,6 @@ mod refusals;
 mod scale;
 mod session;
 mod support;
+mod vlans;
 #[path = "../differential/wire.rs"]
 mod wire;

@@ -18,7 +18,7 @@ use lb_common::table::slots_for;
 use lb_common::verdict::{REASON_COUNTERS, ReasonCounters};
 use lb_common::{
     Action, Answers, Backend, BackendCounters, Datagram, DatagramKey, Family as _, FlowEntry, FlowKey, Hop,
-    Interface, Program, Reason, Service, ServiceKey, Tick, V4, V6,
+    Interface, Program, Reason, Service, ServiceKey, Tick, V4, V6, Vlan,
 };
 use lb_ebpf::host::cases::{CLIENTS, ELSEWHERE, Event, Outcome, SERVERS};
 use lb_ebpf::host::{HostFamily, HostTables};
@@ -130,6 +130,7 @@ impl Kernel {
         self.clear::<ServiceKey, u32>("SERVICES")?;
         self.clear::<u32, Interface>("INTERFACES")?;
         self.clear::<OwnAddress, u8>("OWN_ADDRESSES")?;
+        self.clear::<Vlan, u32>("VLANS")?;
         let cpus = cpus()?;
         for index in 0..INDICES {
             self.array("TURNS")?.set(index, 0_u64, 0)?;
@@ -217,6 +218,10 @@ impl Kernel {
         let (paths, interfaces) = tables.mtus();
         for (backend, mtu) in paths {
             self.array::<u32>("PATH_MTUS")?.set(backend, mtu, 0)?;
+        }
+        for vlan in tables.vlans() {
+            let vlans = self.map_mut("VLANS")?;
+            BpfHashMap::<_, Vlan, u32>::try_from(vlans)?.insert(vlan, vlan.ifindex, 0)?;
         }
         let generic = tables.generic();
         for ifindex in interfaces.keys().chain(&generic).copied().collect::<BTreeSet<_>>() {

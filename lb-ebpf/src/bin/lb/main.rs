@@ -91,6 +91,8 @@ fn report(reason: Reason, ingress: u32) {
         | Reason::Extension
         | Reason::UnfinishedChecksum
         | Reason::ProgramMissing
+        | Reason::OtherVlan
+        | Reason::NoHeadroom
         | Reason::Martian => {
             black_box(lb_odd(reason as u64, ingress));
         }

@@ -3,7 +3,7 @@
 use core::{ops::Deref, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::{BPF_F_CURRENT_CPU, BPF_F_MMAPABLE},
+    bindings::{BPF_F_CURRENT_CPU, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     helpers::{bpf_jiffies64, generated::bpf_perf_event_output},
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, PerfEventByteArray, ProgramArray},
@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     Addr, Answers, Backend, BackendCounters, Datagram, DatagramKey, Family, FlowEntry, FlowKey, Hop,
-    Interface, Meta, Program, Reason, Service, ServiceKey, Side, Tick, Tuple, V4, V6,
+    Interface, Meta, Program, Reason, Service, ServiceKey, Side, Tick, Tuple, V4, V6, Vlan,
     backend::MAX_BACKENDS,
     control::{GENERIC, MAX_OWN_ADDRESSES, OwnAddress},
     datagram::{Early, MAX_DATAGRAMS, Piece},
@@ -19,10 +19,11 @@ use lb_common::{
     service::{MAX_SERVICES, MAX_SLOTS},
     table::{NotInserted, Slot, slots_for},
     verdict::{REASON_COUNTERS, ReasonCounters},
+    vlan::MAX_VLANS,
 };
 use lb_ebpf::{
     pair::Found,
-    parse::Packet,
+    parse::{Networks, Packet},
     tables::{Flows, Tables},
 };
 
@@ -79,6 +80,9 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
 /// Addresses of services and those for SNAT.
 #[map]
 static OWN_ADDRESSES: HashMap<OwnAddress, u8> = HashMap::pinned(MAX_OWN_ADDRESSES, 0);
+/// VLANs that the host has devices for; the value is the device's index.
+#[map]
+static VLANS: HashMap<Vlan, u32> = HashMap::pinned(MAX_VLANS, BPF_F_NO_PREALLOC);
 /// What became of first fragments.
 #[map]
 static DATAGRAMS: LruHashMap<DatagramKey, Datagram> = LruHashMap::pinned(MAX_DATAGRAMS, 0);
@@ -107,6 +111,17 @@ pub(crate) fn keep_back(context: &XdpContext, early: &Early) -> bool {
     let data = (&raw const *early).cast_mut().cast();
     // SAFETY: a map of that kind, the context, and as many bytes as are given.
     unsafe { bpf_perf_event_output(context.ctx.cast(), map, flags, data, size_of::<Early>() as u64) == 0 }
+}
+
+/// Whose network a VLAN is; see [`Networks::of`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn networks_of(vlan: *const Vlan) -> u64 {
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let Some(vlan) = (unsafe { vlan.as_ref() }) else { return Networks::OF_OTHERS.0 };
+    // Linux 6.1 takes keys from the function's own stack only.
+    let vlan = *vlan;
+    Networks::of(Maps, &vlan).0
 }
 
 /// An entry and its packets' key.
@@ -239,6 +254,16 @@ impl Tables for Maps {
             .get_ptr_mut(ifindex)
             .and_then(InMap::new)
             .is_some_and(|interface| interface.mode == GENERIC)
+    }
+
+    #[inline(always)]
+    fn has_vlan(self, vlan: &Vlan) -> bool {
+        VLANS.get_ptr_mut(vlan).is_some()
+    }
+
+    #[inline(always)]
+    fn networks_of(self, vlan: &Vlan) -> Networks {
+        Networks(networks_of(vlan))
     }
 
     #[inline(always)]

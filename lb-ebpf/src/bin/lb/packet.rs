@@ -5,13 +5,16 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, generated::bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::{DatagramKey, Family as _, Program, Reason, Tick, V4, V6, checksum::Sum, datagram::Early};
+use lb_common::{
+    DatagramKey, Family as _, Hop, Program, Reason, Tick, V4, V6, checksum::Sum, datagram::Early,
+};
 use lb_ebpf::{
     Verdict, answer, checksum,
     frame::{Frame, Wire},
     icmp::{Icmp, Message},
     parse::Packet,
     part::{self, End, Examined, Parts},
+    rewrite,
     tables::Tables,
     unfinished,
 };
@@ -78,6 +81,14 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
     }
 
     #[inline(always)]
+    fn shorten_front(&mut self, bytes: usize) -> Option<()> {
+        let delta = i32::try_from(bytes).ok()?;
+        // SAFETY: as in `extend_front`.
+        let moved = unsafe { bpf_xdp_adjust_head(self.context, delta) };
+        self.look_again(moved)
+    }
+
+    #[inline(always)]
     fn truncate(&mut self, length: usize) -> Option<()> {
         let delta = i32::try_from(self.length().checked_sub(length)?).ok()?.wrapping_neg();
         // SAFETY: as in `extend_front`.
@@ -90,6 +101,13 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
         maps::go_on_in(&XdpContext::new(self.context), to);
         // It would not have returned.
         Err(Reason::ProgramMissing)
+    }
+
+    #[inline(always)]
+    fn tag(&mut self, before: usize, hop: &Hop) -> Option<()> {
+        let tagged = tag(self.context, before, hop);
+        *self = Self::new(&XdpContext::new(self.context));
+        (tagged != 0).then_some(())
     }
 
     #[inline(always)]
@@ -168,6 +186,16 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
         let early = Early { key: *key, ingress, at: now, length: u32::try_from(self.length()).unwrap_or(0) };
         maps::keep_back(&XdpContext::new(self.context), &early)
     }
+}
+
+/// Gives a frame with tags of `before` bytes those of its way; see [`rewrite::tag`]. Returns whether it could be done.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tag(context: *mut xdp_md, before: usize, hop: *const Hop) -> u64 {
+    let mut frame = XdpFrame::<false>::new(&XdpContext::new(context));
+    // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
+    let hop = unsafe { hop.as_ref() };
+    hop.and_then(|hop| rewrite::tag(&mut frame, before, hop)).is_some().into()
 }
 
 /// Finds what is behind the network header at an offset; see [`part::find_end`].
