@@ -136,7 +136,7 @@ pub struct HostTables {
     interface_mtus: RefCell<BTreeMap<u32, u32>>,
     datagrams: RefCell<HashMap<DatagramKey, Datagram>>,
     generic: RefCell<BTreeSet<u32>>,
-    vlans: RefCell<BTreeSet<Vlan>>,
+    vlans: RefCell<BTreeMap<Vlan, u32>>,
     interruption: RefCell<Option<(usize, Interruption)>>,
 }
 
@@ -255,13 +255,13 @@ impl HostTables {
         self.generic.borrow_mut().insert(ifindex);
     }
 
-    /// Adds a device for a VLAN.
-    pub fn add_vlan(&self, vlan: Vlan) {
-        self.vlans.borrow_mut().insert(vlan);
+    /// Adds a device for a VLAN, with that MTU.
+    pub fn add_vlan(&self, vlan: Vlan, mtu: u32) {
+        self.vlans.borrow_mut().insert(vlan, mtu);
     }
 
-    /// VLANs that there are devices for.
-    pub fn vlans(&self) -> BTreeSet<Vlan> {
+    /// VLANs that there are devices for, and their MTUs.
+    pub fn vlans(&self) -> BTreeMap<Vlan, u32> {
         self.vlans.borrow().clone()
     }
 
@@ -436,6 +436,7 @@ impl Tables for &HostTables {
             .borrow()
             .values()
             .chain(self.interface_mtus.borrow().values())
+            .chain(self.vlans.borrow().values())
             .copied()
             .min()
             .unwrap_or(0)
@@ -453,8 +454,8 @@ impl Tables for &HostTables {
         self.generic.borrow().contains(&ifindex)
     }
 
-    fn has_vlan(self, vlan: &Vlan) -> bool {
-        self.vlans.borrow().contains(vlan)
+    fn vlan_mtu(self, vlan: &Vlan) -> Option<u32> {
+        self.vlans.borrow().get(vlan).copied()
     }
 
     fn take_turn(self, service: u32) -> u64 {

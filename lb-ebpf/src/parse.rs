@@ -44,9 +44,9 @@ impl Networks {
     /// Whose network that is.
     #[inline(always)]
     pub fn of<M: Tables>(tables: M, vlan: &Vlan) -> Self {
-        if vlan.tags.is_none() || tables.has_vlan(vlan) {
+        if vlan.tags.is_none() || tables.vlan_mtu(vlan).is_some() {
             Self::OF_HOST
-        } else if tables.has_vlan(&Vlan { tags: Tags::NONE, ..*vlan }) {
+        } else if tables.vlan_mtu(&Vlan { tags: Tags::NONE, ..*vlan }).is_some() {
             Self::OF_OTHERS
         } else {
             Self::OF_ALL

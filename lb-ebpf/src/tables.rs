@@ -39,8 +39,9 @@ pub trait Tables: Copy {
     fn interface_mtu(self, ifindex: u32) -> u32;
     /// Whether what comes in through that interface meets the program in the network stack, not in the driver.
     fn is_generic(self, ifindex: u32) -> bool;
-    /// Whether the host has a device for that VLAN; without tags, whether it has any for VLANs of that interface.
-    fn has_vlan(self, vlan: &Vlan) -> bool;
+    /// The MTU of the host's device for that VLAN, 0 while unknown; `None` if it has none. Without tags, whether it has any for VLANs of
+    /// that interface.
+    fn vlan_mtu(self, vlan: &Vlan) -> Option<u32>;
     /// Calls [`Networks::of`], in the kernel a function of its own.
     #[inline(always)]
     fn networks_of(self, vlan: &Vlan) -> Networks {

@@ -111,8 +111,8 @@ impl DataPath {
         apply(&mut maps, &order.plan(&edit::hops(&ways))?)?;
         program.join(&mut maps)?;
         let mut links = attach(&mut program, &mut maps, &interfaces, &interfaces, order.mode)?;
-        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
         vlan::publish(&mut maps, &vlan::all(&netlink).await?)?;
+        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
         if order.persist {
             links::create(dir)?;
             links = pin(&mut program, links, &interfaces, dir)?;
@@ -165,8 +165,8 @@ impl DataPath {
         let vlans = vlan::all(&netlink).await?;
         let watch = Watch::new(netlink, ways.clone()).holding(&hops_in_use(&maps, &state)?);
         publish_hops(&mut maps, &watch.hops())?;
-        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
         vlan::publish(&mut maps, &vlans)?;
+        mtu::publish(&mut maps, &edit::mtus(&ways), &mtus_of(&links))?;
         maps.set_meta(Meta { pid: process::id(), since: seconds_since_1970(), ..maps.meta()? })?;
         let undo = if order.persist {
             links = pin(&mut program, links, &new, dir)?;

@@ -308,13 +308,13 @@ impl Maps {
         ignore_missing(self.own_addresses.remove(&address)).context("cannot remove an own address")
     }
 
-    /// The VLANs that the data path takes frames of, and their devices' indices.
+    /// The VLANs that the data path takes frames of, and their devices' MTUs.
     pub(crate) fn vlans(&self) -> anyhow::Result<BTreeMap<Vlan, u32>> {
         self.vlans.iter().collect::<Result<_, _>>().context("cannot read the VLANs")
     }
 
-    pub(crate) fn add_vlan(&mut self, vlan: Vlan, device: u32) -> anyhow::Result<()> {
-        self.vlans.insert(vlan, device, 0).context("cannot write a VLAN")
+    pub(crate) fn add_vlan(&mut self, vlan: Vlan, mtu: u32) -> anyhow::Result<()> {
+        self.vlans.insert(vlan, mtu, 0).context("cannot write a VLAN")
     }
 
     pub(crate) fn remove_vlan(&mut self, vlan: Vlan) -> anyhow::Result<()> {

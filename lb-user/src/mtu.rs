@@ -40,6 +40,7 @@ pub(crate) fn publish(
         }
         all.push(mtu);
     }
+    all.extend(maps.vlans()?.into_values());
     // Last: whoever finds a packet larger finds out what it is too large for.
     maps.set_smallest_mtu(smallest(&all))
 }

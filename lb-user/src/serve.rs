@@ -370,8 +370,8 @@ impl Running {
             sleep(RETRY).await;
         };
         publish_hops(&mut self.maps, &hops)?;
-        mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)?;
-        vlan::publish(&mut self.maps, &self.vlans)
+        vlan::publish(&mut self.maps, &self.vlans)?;
+        mtu::publish(&mut self.maps, &self.watch.mtus(), &self.mtus)
     }
 
     fn forget_lost_interfaces(&mut self) -> anyhow::Result<()> {

@@ -18,7 +18,7 @@ pub(crate) fn tags(upwards: &[Tag]) -> Option<Tags> {
     upwards.iter().rev().try_fold(Tags::NONE, |tags, tag| tags.and(*tag))
 }
 
-/// The VLANs that there are devices for that are up, and the devices' indices; and that an interface has any.
+/// The VLANs that there are devices for that are up, and the devices' MTUs; and that an interface has any.
 pub(crate) async fn all(netlink: &Netlink) -> anyhow::Result<BTreeMap<Vlan, u32>> {
     let links = netlink.links().await?.into_iter().map(|link| (link.index, link)).collect();
     Ok(of(&links))
@@ -26,9 +26,9 @@ pub(crate) async fn all(netlink: &Netlink) -> anyhow::Result<BTreeMap<Vlan, u32>
 
 fn of(links: &HashMap<u32, Link>) -> BTreeMap<Vlan, u32> {
     let places =
-        links.values().filter(|link| link.up).filter_map(|link| Some((place(links, link)?, link.index)));
+        links.values().filter(|link| link.up).filter_map(|link| Some((place(links, link)?, link.mtu)));
     let vlans: BTreeMap<_, _> = places.collect();
-    let any = vlans.keys().map(|vlan| (Vlan { tags: Tags::NONE, ..*vlan }, vlan.ifindex)).collect::<Vec<_>>();
+    let any = vlans.keys().map(|vlan| (Vlan { tags: Tags::NONE, ..*vlan }, 0)).collect::<Vec<_>>();
     vlans.into_iter().chain(any).collect()
 }
 
@@ -43,14 +43,15 @@ fn place(links: &HashMap<u32, Link>, device: &Link) -> Option<Vlan> {
     Some(Vlan { ifindex, tags: tags(&upwards)? })
 }
 
-/// Tells the data path of all VLANs. The caller holds the lock for edits.
+/// Tells the data path of all VLANs; before it is told of the [smallest MTU](crate::mtu::publish), of which theirs are some. The caller
+/// holds the lock for edits.
 pub(crate) fn publish(maps: &mut Maps, vlans: &BTreeMap<Vlan, u32>) -> anyhow::Result<()> {
     let present = maps.vlans()?;
     for vlan in present.keys().filter(|vlan| !vlans.contains_key(vlan)) {
         maps.remove_vlan(*vlan)?;
     }
-    for (vlan, device) in vlans.iter().filter(|(vlan, device)| present.get(vlan) != Some(device)) {
-        maps.add_vlan(*vlan, *device)?;
+    for (vlan, mtu) in vlans.iter().filter(|(vlan, mtu)| present.get(vlan) != Some(mtu)) {
+        maps.add_vlan(*vlan, *mtu)?;
     }
     Ok(())
 }
@@ -76,7 +77,7 @@ mod tests {
 
     fn link(index: u32, vlan: Option<(u32, Tag)>, up: bool) -> (u32, Link) {
         let name = format!("eth{index}");
-        (index, Link { index, name, mac: Some([2; 6]), up, mtu: 1500, xdp: None, peer: None, vlan })
+        (index, Link { index, name, mac: Some([2; 6]), up, mtu: 1500 + index, xdp: None, peer: None, vlan })
     }
 
     #[test]
@@ -95,8 +96,8 @@ mod tests {
         let two = one.and(inner).unwrap();
         let vlan = |ifindex, tags| Vlan { ifindex, tags };
         let alone = Tags::NONE.and(inner).unwrap();
-        let any = [(vlan(1, Tags::NONE), 1), (vlan(99, Tags::NONE), 99)];
-        let each = [(vlan(1, one), 2), (vlan(1, two), 3), (vlan(99, alone), 6)];
+        let any = [1, 99].map(|ifindex| (vlan(ifindex, Tags::NONE), 0));
+        let each = [(vlan(1, one), 1502), (vlan(1, two), 1503), (vlan(99, alone), 1506)];
         assert_eq!(of(&links), any.into_iter().chain(each).collect());
     }
 }

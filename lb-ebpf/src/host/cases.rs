@@ -560,6 +560,7 @@ macro_rules! every_case {
             icmp_errors_get_the_tags_of_their_way,
             answers_have_the_tags_of_what_they_answer,
             fragments_get_the_tags_of_their_way,
+            what_is_larger_than_its_vlan_takes_is_answered,
             the_way_to_the_client_follows_it_into_another_vlan,
             where_the_host_has_no_vlans_tags_are_kept,
             frames_of_vlans_without_a_device_pass,

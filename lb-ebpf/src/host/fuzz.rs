@@ -488,9 +488,9 @@ fn tables(random: &mut Random) -> HostTables {
         }
     }
     tables.set_generic(ELSEWHERE);
-    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: Tags::NONE });
-    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: vlan(VLANS[0]) });
-    tables.add_vlan(Vlan { ifindex: SERVERS, tags: vlan(VLANS[1]) });
+    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: Tags::NONE }, 0);
+    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: vlan(VLANS[0]) }, mtu(random));
+    tables.add_vlan(Vlan { ifindex: SERVERS, tags: vlan(VLANS[1]) }, 0);
     for ifindex in [CLIENTS, SERVERS, ELSEWHERE] {
         tables.set_interface_mtu(ifindex, mtu(random));
     }

@@ -1,6 +1,5 @@
 //! VLANs: clients and servers behind tags, which frames have in them.
 
-use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,11 +10,14 @@ use lb_tests::topology::{Topology, VIP, VIP_V6};
 
 use crate::bulk;
 use crate::support::{
-    Family, Sockets as _, UdpEcho, both_families, eventually, json, service, start, unspecified,
+    Family, Sockets as _, UdpEcho, ask, both_families, eventually, json, service, start, unspecified,
 };
 
 /// Protocol and number of each VLAN, the outermost first.
 type Vlans = &'static [(&'static str, u16)];
+
+/// The MTU of what two tags pass.
+const WITH_TAGS: u32 = 1508;
 
 /// More than one packet takes.
 const LENGTH: usize = 1_000_000;
@@ -23,15 +25,19 @@ const LENGTH: usize = 1_000_000;
 /// Puts an interface's addresses into a VLAN on it, and has it write tags into frames, as cables have them: on veth, the kernel hands
 /// them on beside the frame, where XDP does not see them.
 fn put_into(vlans: Vlans, (namespace, device): End<'_>, addresses: &[String]) -> Result<()> {
+    if vlans.is_empty() {
+        return Ok(());
+    }
     namespace.run("ethtool", ["-K", device, "txvlan", "off", "tx-vlan-stag-hw-insert", "off"])?;
     namespace.ip(&format!("address flush dev {device} scope global"))?;
+    // As cables have it: room for both tags.
+    namespace.ip(&format!("link set dev {device} mtu {WITH_TAGS}"))?;
     let mut below = device.to_owned();
     for (protocol, number) in vlans {
         let name = format!("{below}.{number}");
         namespace
             .ip(&format!("link add link {below} name {name} type vlan protocol {protocol} id {number}"))?;
-        // In the bridge's and the veth's frames there is room for both tags.
-        namespace.ip(&format!("link set dev {name} up mtu 1492"))?;
+        namespace.ip(&format!("link set dev {name} up mtu 1500"))?;
         below = name;
     }
     addresses.iter().try_for_each(|address| link::address((namespace, &below), address))
@@ -47,21 +53,18 @@ fn two_arm(clients: Vlans, servers: Vlans) -> Result<Topology> {
     for server in &topology.servers {
         let end = (&server.namespace, "eth0");
         put_into(servers, end, &of(&server.ipv4.to_string(), &server.ipv6.to_string()))?;
-        link::route(&server.namespace, "default", "192.168.1.254")?;
-        link::route(&server.namespace, "default", "2001:db8:1::fe")?;
+        for (family, gateway) in [(4, "192.168.1.254"), (6, "2001:db8:1::fe")] {
+            server.namespace.ip(&format!("-{family} route replace default via {gateway}"))?;
+        }
+    }
+    for port in ["port-balancer", "port-1", "port-2", "br0"] {
+        topology.switch.ip(&format!("link set dev {port} mtu {WITH_TAGS}"))?;
     }
     // Frames come out of the switch as they went in.
     for (namespace, device) in topology.peers() {
         namespace.run("ethtool", ["-K", device, "txvlan", "off", "tx-vlan-stag-hw-insert", "off"])?;
     }
     Ok(topology)
-}
-
-fn answers(socket: &UdpSocket, payload: &[u8]) -> Result<bool> {
-    socket.send(payload)?;
-    let mut answer = [0; 2_000];
-    let length = socket.recv(&mut answer)?;
-    Ok(&answer[..length] == payload)
 }
 
 /// Datagrams in turn, fragments of one, and much through one connection, over both families.
@@ -77,9 +80,8 @@ fn serves(topology: &Topology, args: &[&str]) -> Result<()> {
         let to = family.service(53);
         for _ in 0..4 {
             let socket = topology.client.udp(unspecified(to))?;
-            socket.connect(to)?;
-            ensure!(answers(&socket, b"a few bytes")?, "{family:?}: another answer");
-            ensure!(answers(&socket, &[7; 1_900])?, "{family:?}: another answer to fragments");
+            ask(&socket, to, b"a few bytes").with_context(|| format!("{family:?}"))?;
+            ask(&socket, to, &[7; 1_900]).with_context(|| format!("{family:?}, in fragments"))?;
         }
         let listener = topology.servers[0].namespace.listen(family.at(&topology.servers[0], 80))?;
         bulk::both_directions(&topology.client, &listener, family, LENGTH)?;
@@ -96,13 +98,13 @@ fn serves(topology: &Topology, args: &[&str]) -> Result<()> {
 fn has_vlans() -> Result<bool> {
     let tag = Tag::new()?;
     let namespace = Namespace::new(&tag, "any")?;
-    match namespace.ip("link add link lo name any type vlan id 1") {
-        Err(error) if format!("{error:#}").contains("Unknown device type") => {
-            println!("this kernel has no 802.1Q (CONFIG_VLAN_8021Q)");
-            Ok(false)
-        }
-        result => result.map(|_| true),
+    // A loopback interface has none, which only a kernel says that knows what that is.
+    let answer = namespace.ip("link add link lo name any type vlan id 1");
+    let unknown = answer.is_err_and(|error| format!("{error:#}").contains("Unknown device type"));
+    if unknown {
+        println!("this kernel has no 802.1Q (CONFIG_VLAN_8021Q)");
     }
+    Ok(!unknown)
 }
 
 #[test]
@@ -141,15 +143,16 @@ fn a_vlan_that_comes_later_is_served_and_one_that_goes_is_not() -> Result<()> {
     link::address((&topology.client, "eth0.100"), "10.10.10.2/24")?;
     link::address((&topology.balancer, "eth0.100"), "10.10.10.1/24")?;
     let socket = topology.client.udp(unspecified(to))?;
-    socket.connect(to)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
-    eventually("datagrams are answered", || Ok(answers(&socket, b"hello").unwrap_or(false)))?;
+    eventually("datagrams are answered", || Ok(ask(&socket, to, b"hello").is_ok()))?;
+    // In others it still is.
+    topology.balancer.ip("link add link eth0 name eth0.101 type vlan id 101")?;
+    topology.balancer.ip("link set dev eth0.101 up")?;
     topology.balancer.ip("link del eth0.100")?;
     // Nobody answers ARP there any more; the client is to send nevertheless.
-    let mac = topology.balancer.run("cat", ["/sys/class/net/eth0/address"])?;
-    topology.client.ip(&format!("neigh replace 10.10.10.1 lladdr {} dev eth0.100", mac.trim()))?;
+    topology.client.ip("neigh replace 10.10.10.1 lladdr ff:ff:ff:ff:ff:ff dev eth0.100")?;
     eventually("datagrams pass", || {
-        socket.send(b"hello")?;
+        socket.send_to(b"hello", to)?;
         let counts = json(&topology, &["stats"])?;
         Ok(counts["reasons"]["other-vlan"].as_u64() > Some(0))
     })?;

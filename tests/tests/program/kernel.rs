@@ -219,9 +219,9 @@ impl Kernel {
         for (backend, mtu) in paths {
             self.array::<u32>("PATH_MTUS")?.set(backend, mtu, 0)?;
         }
-        for vlan in tables.vlans() {
+        for (vlan, mtu) in tables.vlans() {
             let vlans = self.map_mut("VLANS")?;
-            BpfHashMap::<_, Vlan, u32>::try_from(vlans)?.insert(vlan, vlan.ifindex, 0)?;
+            BpfHashMap::<_, Vlan, u32>::try_from(vlans)?.insert(vlan, mtu, 0)?;
         }
         let generic = tables.generic();
         for ifindex in interfaces.keys().chain(&generic).copied().collect::<BTreeSet<_>>() {

@@ -80,7 +80,7 @@ static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(64, 0);
 /// Addresses of services and those for SNAT.
 #[map]
 static OWN_ADDRESSES: HashMap<OwnAddress, u8> = HashMap::pinned(MAX_OWN_ADDRESSES, 0);
-/// VLANs that the host has devices for; the value is the device's index.
+/// VLANs that the host has devices for, and those devices' MTUs.
 #[map]
 static VLANS: HashMap<Vlan, u32> = HashMap::pinned(MAX_VLANS, BPF_F_NO_PREALLOC);
 /// What became of first fragments.
@@ -257,8 +257,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn has_vlan(self, vlan: &Vlan) -> bool {
-        VLANS.get_ptr_mut(vlan).is_some()
+    fn vlan_mtu(self, vlan: &Vlan) -> Option<u32> {
+        VLANS.get_ptr_mut(vlan).and_then(InMap::new).map(|mtu| *mtu)
     }
 
     #[inline(always)]

@@ -160,7 +160,7 @@ impl Case {
 
     /// Expects the packet to be answered with the MTU of its way out.
     #[track_caller]
-    fn says_too_big(&mut self, ingress: u32, packet: &Packet, mtu: u8) {
+    pub(super) fn says_too_big(&mut self, ingress: u32, packet: &Packet, mtu: u8) {
         let kind = if packet.src.is_ipv4() { (3, 4) } else { (2, 0) };
         self.answers(Reason::TooBig, ingress, packet, kind, [0, 0, 5, mtu]);
     }

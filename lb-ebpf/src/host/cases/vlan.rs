@@ -1,8 +1,8 @@
 //! VLANs: which frames are of one that the host is in, and what tags they leave with.
 
-use std::vec::Vec;
+use std::{vec, vec::Vec};
 
-use lb_common::{Reason, Tag, Tags, Vlan};
+use lb_common::{Protocol, Reason, Tag, Tags, Vlan};
 
 use super::{
     CLIENT_PORT, CLIENTS, Case, Connection, FIRST, Kind, SERVERS, each, hop,
@@ -30,8 +30,8 @@ impl Case {
     fn in_vlan(&mut self, ifindex: u32, of: WireTags) {
         self.tags.insert(ifindex, of);
         self.edit(move |tables| {
-            tables.add_vlan(Vlan { ifindex, tags: Tags::NONE });
-            tables.add_vlan(Vlan { ifindex, tags: tags(of) });
+            tables.add_vlan(Vlan { ifindex, tags: Tags::NONE }, 0);
+            tables.add_vlan(Vlan { ifindex, tags: tags(of) }, 0);
             for (backend, hop) in (0..).zip(tables.next_hops()) {
                 if hop.ifindex == ifindex {
                     tables.set_next_hop(backend, hop.tagged(tags(of)));
@@ -143,6 +143,26 @@ rules! {
         }
     }
 
+    /// With the MTU of the device for the client's VLAN, not with that of the interface below.
+    what_is_larger_than_its_vlan_takes_is_answered(Kind::ALL, 1, kind, case) {
+        const MTU: u8 = 8;
+        case.in_vlan(CLIENTS, EVERY[3]);
+        case.in_vlan(SERVERS, EVERY[1]);
+        case.edit(|tables| {
+            tables.set_interface_mtu(CLIENTS, 1500);
+            tables.add_vlan(Vlan { ifindex: CLIENTS, tags: tags(EVERY[3]) }, 0x500 + u32::from(MTU));
+        });
+        let connection = kind.connection(CLIENT_PORT, 1, FIRST);
+        case.opens(&connection);
+        let reply = |more| {
+            let reply = connection.reply(Control::ACK);
+            let headers = reply.transport_offset() - ETHERNET + if kind.protocol == Protocol::Tcp { 20 } else { 8 };
+            Packet { payload: vec![7; 0x500 + usize::from(MTU) - headers + more], ..reply }
+        };
+        case.reply_packet(&connection, &reply(0));
+        case.says_too_big(SERVERS, &reply(1), MTU);
+    }
+
     /// As into another network.
     the_way_to_the_client_follows_it_into_another_vlan(Kind::ALL, 1, kind, case) {
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
@@ -194,7 +214,7 @@ rules! {
 
     /// Also behind the type that says that there is one.
     frames_cut_off_in_their_tags_pass(Kind::ALL, 1, kind, case) {
-        case.edit(|tables| tables.add_vlan(Vlan { ifindex: CLIENTS, tags: tags(EVERY[3]) }));
+        case.edit(|tables| tables.add_vlan(Vlan { ifindex: CLIENTS, tags: tags(EVERY[3]) }, 0));
         case.edit(|tables| tables.set_next_hop(0, hop(1, SERVERS)));
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
         let frame = tagged(&connection.request(Control::SYN).frame(), EVERY[3]);
