@@ -227,7 +227,7 @@ impl Geometry {
         #[expect(clippy::cast_possible_truncation, reason = "less than the number of probes")]
         let distance = distance as u32;
         let (turn, near) = (distance / NEAR, distance % NEAR);
-        (home ^ near * GROUP ^ turn % GROUP).wrapping_add(turn.wrapping_mul(step)) & self.mask
+        (home ^ (near * GROUP) ^ (turn % GROUP)).wrapping_add(turn.wrapping_mul(step)) & self.mask
     }
 }
 

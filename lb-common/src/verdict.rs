@@ -104,8 +104,8 @@ reasons! {
     Extension, Pass, "extension",
         "IPv6 extension headers that go on for too long or are cut off; left to the kernel";
     UnfinishedChecksum, Drop, "unfinished-checksum",
-        "a checksum that its sender left to a network card, in generic mode or in a frame of several pieces; dropped: use native \
-         mode, or `ethtool -K DEV tx off` at the sender";
+        "a checksum that its sender left to a network card, in a frame of several pieces; dropped: use `ethtool -K DEV tx off` at \
+         the sender";
     ProgramMissing, Pass, "program-missing", "a part of the XDP program is not there; left to the kernel";
     OtherVlan, Pass, "other-vlan", "tagged for a VLAN that this host has no device for, but for others; left to the kernel";
     NoHeadroom, Drop, "no-headroom", "no room before the frame for the tag of its way out; dropped";

@@ -98,7 +98,6 @@ impl Tags {
 
     /// The one behind it.
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "the other half")]
     pub const fn inner(self) -> Option<Tag> {
         match (self.0 >> 16) as u16 {
             0 => None,

@@ -19,7 +19,7 @@ use crate::{
     part::{self, End, Examined, Parts},
     rewrite, route,
     tables::{Flows, Tables},
-    unfinished,
+    unfinished::{self, Finish},
 };
 
 /// A type that may be laid over bytes of a frame.
@@ -153,20 +153,20 @@ pub trait Frame {
 
     /// Calls [`unfinished::is_unfinished`], in the kernel a function of its own: it is asked rarely.
     #[inline(always)]
-    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>) -> bool
+    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>, closely: bool) -> bool
     where
         Self: Sized,
     {
-        unfinished::is_unfinished::<F>(self, packet)
+        unfinished::is_unfinished::<F>(self, packet, closely)
     }
 
     /// Calls [`unfinished::finish`], in the kernel a function of its own that the verifier follows once.
     #[inline(always)]
-    fn finish<F: Icmp>(&mut self, packet: &Packet<F>) -> Option<()>
+    fn finish<F: Icmp>(&mut self, packet: &Packet<F>, when: Finish) -> Option<()>
     where
         Self: Sized,
     {
-        unfinished::finish::<F>(self, packet)
+        unfinished::finish::<F>(self, packet, when)
     }
 
     /// Calls [`answer::answer`], in the kernel a function of its own that the verifier follows once; says whether there is an

@@ -50,6 +50,7 @@ use crate::{
     parse::{Arrival, Networks, Packet, Part},
     part::Examined,
     tables::{Flow, Flows},
+    unfinished::Finish,
 };
 
 /// What is to become of a frame: the reason says it all, but for where a forwarded frame leaves.
@@ -227,9 +228,12 @@ fn translate<F: Icmp, M: Flows<F>>(
     packet.may_travel()?;
 
     let before = flow.seen;
-    let is_unfinished = packet.part == Part::Whole && frame.is_unfinished(packet);
+    let is_first = !before.has(Seen::PACKET);
+    let is_unfinished = packet.part == Part::Whole
+        && (is_first || before.has(Seen::UNFINISHED))
+        && frame.is_unfinished(packet, is_first);
     // A direction's first packet tells for all: it is the sender's stack that leaves checksums so, always or never.
-    let mark = Seen::when(is_unfinished && !before.has(Seen::PACKET), Seen::UNFINISHED);
+    let mark = Seen::when(is_unfinished && is_first, Seen::UNFINISHED);
     record(tables, &flow, packet.seen.and(mark));
     if !before.has(packet.seen.end()) {
         pair::tell_end(tables, &packet.key, &flow, before.and(packet.seen).end());
@@ -238,11 +242,15 @@ fn translate<F: Icmp, M: Flows<F>>(
     if let Some(mtu) = too_narrow::<F, M>(frame, tables, packet, &flow) {
         return send_answer::<F, M>(frame, tables, arrival, packet, Reason::TooBig, Message::TooBig(mtu));
     }
-    // In the network stack the kernel would finish it once more.
-    if is_unfinished && (tables.is_generic(arrival.ingress) || frame.finish(packet).is_none()) {
+    // In the network stack the kernel knows, and finishes it where it leaves.
+    let in_stack = is_unfinished && tables.is_generic(arrival.ingress);
+    if is_unfinished && !in_stack && frame.finish(packet, Finish::NOW).is_none() {
         return Err(Reason::UnfinishedChecksum);
     }
     let egress = send(frame, tables, packet, &flow, &hop).ok_or(Reason::Malformed)?;
+    if in_stack {
+        frame.finish(packet, Finish::LATER).ok_or(Reason::Malformed)?;
+    }
     tag(frame, packet.network(), arrival, flow.side(), &hop)?;
     Ok(Verdict { reason: Reason::Forwarded, egress })
 }

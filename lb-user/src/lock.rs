@@ -22,6 +22,9 @@ pub(crate) const DAEMON: &str = "daemon";
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// How long a process that was killed may take to go: it has flow tables to unmap.
+const DYING: Duration = Duration::from_secs(10);
+
 /// A lock, held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -57,8 +60,43 @@ pub(crate) fn daemon(dir: &Path) -> anyhow::Result<Option<Lock>> {
     }
 }
 
-/// Whether a daemon lives on `dir`.
+/// Whether a daemon lives on `dir`. One that has just been killed has its lock for as long as the kernel takes to clear it away;
+/// that is waited for.
 pub(crate) fn daemon_lives(dir: &Path) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + DYING;
+    while is_held(dir)? {
+        if !daemon_process(dir).is_some_and(is_dying) || Instant::now() > deadline {
+            return Ok(true);
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(false)
+}
+
+/// Whether a process has been killed, though it is still there: it runs nothing any more, or is about to be told.
+fn is_dying(pid: u32) -> bool {
+    // One that is not to be seen from this namespace.
+    if pid == 0 {
+        return false;
+    }
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    // In the course of exit_mm a process loses its memory, and with it what it runs.
+    let runs = |field: &str| status.lines().any(|line| line.starts_with(field));
+    !runs("VmSize:") || is_told_to_die(&status)
+}
+
+/// Whether SIGKILL waits for a process, as `/proc/PID/status` has it (proc_pid_status(5)).
+fn is_told_to_die(status: &str) -> bool {
+    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
+    status.lines().any(|line| {
+        let mask = line.strip_prefix("ShdPnd:").or_else(|| line.strip_prefix("SigPnd:"));
+        let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        mask.is_some_and(|mask| mask & SIGKILL != 0)
+    })
+}
+
+/// Whether the lock of a daemon is held.
+fn is_held(dir: &Path) -> anyhow::Result<bool> {
     let path = daemon_directory(dir);
     let Some(directory) = open(&path)? else { return Ok(false) };
     match directory.try_lock_shared() {
@@ -161,6 +199,20 @@ mod tests {
                      3: FLOCK  ADVISORY  WRITE 13 00:1b:78 0 EOF\n3: -> FLOCK  ADVISORY  WRITE 14 00:1b:78 0 EOF\n";
         assert_eq!(holder(locks, "00:1b:78"), Some(13));
         assert_eq!(holder(locks, "00:1b:77"), None);
+    }
+
+    #[test]
+    fn who_is_killed_is_not_alive() {
+        // proc_pid_status(5); signal 9 is bit 8.
+        for (mask, told) in
+            [("0000000000000000", false), ("0000000000000100", true), ("0000000000004102", true)]
+        {
+            assert_eq!(is_told_to_die(&format!("Name:\tlb\nSigPnd:\t{mask}\nShdPnd:\t0\n")), told);
+            assert_eq!(is_told_to_die(&format!("SigPnd:\t0\nShdPnd:\t{mask}\nSigBlk:\t0100\n")), told);
+        }
+        assert!(!is_dying(process::id()));
+        assert!(!is_dying(0));
+        assert!(is_dying(u32::MAX));
     }
 
     #[test]

@@ -468,7 +468,8 @@ macro_rules! every_case {
             a_connection_waits_for_a_lost_next_hop,
             tcp_of_no_connection_passes,
             unfinished_checksums_are_finished,
-            unfinished_checksums_are_refused_in_generic_mode,
+            unfinished_checksums_are_left_so_in_generic_mode,
+            a_right_checksum_that_looks_unfinished_is_right_afterwards,
             what_is_not_for_a_service_passes,
             a_packet_of_no_flow_from_a_backend_passes,
             from_an_address_that_no_client_has_nothing_begins,
@@ -880,18 +881,40 @@ rules! {
         }
     }
 
-    /// There the kernel finishes them later, from what is then another sum.
-    unfinished_checksums_are_refused_in_generic_mode(Kind::ALL, 1, kind, case) {
+    /// There the kernel finishes them when they leave, from the sum of what is then the pseudo header.
+    unfinished_checksums_are_left_so_in_generic_mode(Kind::ALL, 1, kind, case) {
         case.edit(|tables| tables.set_generic(CLIENTS));
         let connection = kind.connection(CLIENT_PORT, 1, FIRST);
-        let request = connection.request(Control::SYN);
-        for _ in 0..2 {
-            case.refuses(Reason::UnfinishedChecksum, CLIENTS, request.frame_with_unfinished_checksum());
+        for control in [Control::SYN, Control::SYN, Control::ACK, Control::FIN | Control::ACK] {
+            let request = connection.request(control);
+            let becomes = connection.request_out(&request).frame_with_unfinished_checksum();
+            case.forwards(CLIENTS, request.frame_with_unfinished_checksum(), SERVERS, becomes);
         }
         // The other direction's interface is not in that mode.
         let reply = connection.reply(Control::SYN | Control::ACK);
         let becomes = connection.reply_out(&reply).frame();
         case.forwards(SERVERS, reply.frame_with_unfinished_checksum(), CLIENTS, becomes);
+    }
+
+    /// One in 65 536 is the sum of its pseudo header.
+    a_right_checksum_that_looks_unfinished_is_right_afterwards(Kind::ALL, 1, kind, case) {
+        for generic in [false, true] {
+            if generic {
+                case.edit(|tables| tables.set_generic(CLIENTS));
+            }
+            let (port, snat) = if generic { (CLIENT_PORT, FIRST) } else { (CLIENT_PORT + 1, FIRST) };
+            let connection = kind.connection(port, 1, snat + u16::from(generic));
+            let with = |payload: [u8; 2]| Packet { payload: payload.to_vec(), ..connection.request(Control::SYN) };
+            // A word of payload that makes up for the rest (RFC 1071): what the checksum is without it, less what it is to be.
+            let zero = with([0; 2]);
+            let at = zero.checksum_offset();
+            let word = |frame: &[u8]| u32::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+            let sum = word(&zero.frame()) + (0xffff - word(&zero.frame_with_unfinished_checksum()));
+            let payload = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("a folded sum");
+            let request = with(payload.to_be_bytes());
+            assert_eq!(request.frame(), request.frame_with_unfinished_checksum(), "that is what it is about");
+            case.request_packet(&connection, &request);
+        }
     }
 
     /// Byte for byte.

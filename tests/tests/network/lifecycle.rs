@@ -90,6 +90,26 @@ fn after_a_kill_a_new_start_works() -> Result<()> {
     assert_no_trace(&topology, pid, &programs)
 }
 
+/// While the kernel still clears the killed one away.
+#[test]
+fn at_once_after_a_kill_a_new_start_works() -> Result<()> {
+    let topology = Topology::two_arm(2)?;
+    let _greeters = Greeter::on_all(&topology, 80, Manners::Echo)?;
+    let args = both_families(&topology, 80, "tcp");
+    let mut balancer = start(&topology, &args)?;
+    for _ in 0..4 {
+        balancer.process().signal(Signal::SIGKILL)?;
+        balancer = start(&topology, &args)?;
+        serves(&topology)?;
+    }
+    balancer.process().signal(Signal::SIGKILL)?;
+    topology.lb(&["detach"])?;
+    for device in topology.interfaces() {
+        eventually("the link is gone", || Ok(xdp_program(&topology.balancer, device)?.is_none()))?;
+    }
+    Ok(())
+}
+
 /// Servers that close first hold what they closed in TIME-WAIT, and answer a SYN from the same source port so that the
 /// client begins anew: by then another server has its turn.
 #[test]

@@ -31,6 +31,7 @@ const RULES: &[Rule] = &[
             "lb-common/src/service.rs",
             "lb-common/src/table.rs",
             "lb-common/src/verdict.rs",
+            "lb-common/src/vlan.rs",
             "lb-ebpf/src/frame.rs",
             "lb-ebpf/src/host.rs",
             "lb-ebpf/src/bin/",

@@ -16,7 +16,7 @@ use lb_ebpf::{
     part::{self, End, Examined, Parts},
     rewrite,
     tables::Tables,
-    unfinished,
+    unfinished::{self, Finish},
 };
 
 use crate::maps::{self, Maps};
@@ -146,23 +146,23 @@ impl<const WHOLE: bool> Frame for XdpFrame<WHOLE> {
     }
 
     #[inline(always)]
-    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>) -> bool {
-        let (context, packet) = (self.context, &raw const *packet);
+    fn is_unfinished<F: Icmp>(&self, packet: &Packet<F>, closely: bool) -> bool {
+        let (context, packet, closely) = (self.context, &raw const *packet, closely.into());
         let is_unfinished = if F::NUMBER == V4::NUMBER {
-            is_unfinished_v4(context, packet.cast())
+            is_unfinished_v4(context, packet.cast(), closely)
         } else {
-            is_unfinished_v6(context, packet.cast())
+            is_unfinished_v6(context, packet.cast(), closely)
         };
         is_unfinished != 0
     }
 
     #[inline(always)]
-    fn finish<F: Icmp>(&mut self, packet: &Packet<F>) -> Option<()> {
+    fn finish<F: Icmp>(&mut self, packet: &Packet<F>, when: Finish) -> Option<()> {
         let (context, packet) = (self.context, &raw const *packet);
         let finished = if F::NUMBER == V4::NUMBER {
-            finish_v4(context, packet.cast())
+            finish_v4(context, packet.cast(), when.0)
         } else {
-            finish_v6(context, packet.cast())
+            finish_v6(context, packet.cast(), when.0)
         };
         *self = Self::new(&XdpContext::new(self.context));
         (finished != 0).then_some(())
@@ -260,45 +260,45 @@ extern "C" fn sum_between(context: *mut xdp_md, from: usize, to: usize) -> u64 {
 /// Whether the packet in a frame has an unfinished checksum.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_unfinished_v4(context: *mut xdp_md, packet: *const Packet<V4>) -> u64 {
-    is_unfinished_for_caller(context, packet)
+extern "C" fn is_unfinished_v4(context: *mut xdp_md, packet: *const Packet<V4>, closely: u64) -> u64 {
+    is_unfinished_for_caller(context, packet, closely)
 }
 
 /// Likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn is_unfinished_v6(context: *mut xdp_md, packet: *const Packet<V6>) -> u64 {
-    is_unfinished_for_caller(context, packet)
+extern "C" fn is_unfinished_v6(context: *mut xdp_md, packet: *const Packet<V6>, closely: u64) -> u64 {
+    is_unfinished_for_caller(context, packet, closely)
 }
 
 #[inline(always)]
-fn is_unfinished_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>) -> u64 {
+fn is_unfinished_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>, closely: u64) -> u64 {
     let frame = XdpFrame::<false>::new(&XdpContext::new(context));
     // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
     let packet = unsafe { packet.as_ref() };
-    packet.is_some_and(|packet| unfinished::is_unfinished(&frame, packet)).into()
+    packet.is_some_and(|packet| unfinished::is_unfinished(&frame, packet, closely != 0)).into()
 }
 
 /// Finishes the checksum of the packet in a frame; returns whether it could be done.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn finish_v4(context: *mut xdp_md, packet: *const Packet<V4>) -> u64 {
-    finish_for_caller(context, packet)
+extern "C" fn finish_v4(context: *mut xdp_md, packet: *const Packet<V4>, when: u64) -> u64 {
+    finish_for_caller(context, packet, when)
 }
 
 /// Likewise.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn finish_v6(context: *mut xdp_md, packet: *const Packet<V6>) -> u64 {
-    finish_for_caller(context, packet)
+extern "C" fn finish_v6(context: *mut xdp_md, packet: *const Packet<V6>, when: u64) -> u64 {
+    finish_for_caller(context, packet, when)
 }
 
 #[inline(always)]
-fn finish_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>) -> u64 {
+fn finish_for_caller<F: Icmp>(context: *mut xdp_md, packet: *const Packet<F>, when: u64) -> u64 {
     let mut frame = XdpFrame::<false>::new(&XdpContext::new(context));
     // SAFETY: null, or a caller's reference: the verifier compares what it points to with the type in the program's BTF.
     let packet = unsafe { packet.as_ref() };
-    packet.and_then(|packet| unfinished::finish(&mut frame, packet)).is_some().into()
+    packet.and_then(|packet| unfinished::finish(&mut frame, packet, Finish(when))).is_some().into()
 }
 
 /// Makes of the frame the answer to it: that its packet is too big for that MTU or, with [`NO_MTU`], that its time is exceeded.
