@@ -109,7 +109,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FIRST-LAST")]
     snat_ports: Option<PortRange>,
     /// Connections that fit at the same time, for each address family [default: 262144]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     max_flows: Option<MaxFlows>,
     /// Leave the data path running when lb stops, for the next `lb run` to adopt; `lb detach` ends it
     #[arg(long)]
@@ -460,6 +460,7 @@ mod tests {
             ("lb run --iface eth0 --mode fast", "invalid value 'fast'"),
             ("lb run --iface eth0 --snat-ports 9-1", "upside down"),
             ("lb run --iface eth0 --max-flows 0", "not a number of connections"),
+            ("lb run --iface eth0 --max-flows -1", "not a number of connections"),
             ("lb run --iface eth0 --log-level loud", "invalid value 'loud'"),
             ("lb service add 10.10.10.1:80 --scheduler maglev", "later version"),
             ("lb service add", "<SVC>"),

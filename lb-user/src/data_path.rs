@@ -327,12 +327,14 @@ fn attach(
         if choice == ModeChoice::Native {
             bail!("{why}; or use --mode generic");
         }
-        log::warn!("{why}; using generic mode, which is slower");
+        log::warn!(
+            "{why}; using generic mode, which is slower, and in which more at once than an MTU does not pass: where senders are \
+             behind a veth, `ethtool -K DEV tx off` there keeps uploads and downloads from stalling"
+        );
         // Detached first: an interface has one mode at a time.
         links.clear();
         links = attach_in(program, interfaces, ModeChoice::Generic)?;
     }
-    warn_of_veths(&links);
     for Attached { link, mode, .. } in &links {
         let interface = Interface { since: seconds_since_1970(), mode: mode.number(), mtu: link.mtu };
         maps.add_interface(link.index, interface)?;
@@ -349,19 +351,6 @@ fn attach_in(
         program.attach(link, choice).map(|(fd, mode)| Attached { link: link.clone(), fd, mode })
     };
     interfaces.iter().map(attach).collect()
-}
-
-/// Warns of what a sender behind a veth leaves to its network card, if the network stack cannot redirect it.
-fn warn_of_veths(links: &[Attached]) {
-    let are_such = |attached: &&Attached| attached.mode == Mode::Generic && attached.link.peer.is_some();
-    let names: Vec<_> = links.iter().filter(are_such).map(|attached| attached.link.name.as_str()).collect();
-    if !names.is_empty() {
-        log::warn!(
-            "in generic mode, more at once than an MTU does not pass: set `ethtool -K DEV tx off` on the other end of {}, \
-             or uploads and downloads stall",
-            names.join(" and of ")
-        );
-    }
 }
 
 /// Why an interface cannot be one of several in native mode.

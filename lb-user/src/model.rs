@@ -82,9 +82,16 @@ impl Endpoint {
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Self::from_parts(address.ip(), address.port(), text);
         }
-        if let Ok(ip) = text.parse::<IpAddr>() {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if let Ok(ip) = bare.parse::<IpAddr>() {
             let with_port = SocketAddr::new(ip, 80);
-            return Err(Invalid::new(format!("'{text}' has no port: write {with_port} if port 80 is meant")));
+            let split =
+                bare.rsplit_once(':').and_then(|(ip, port)| Some((ip.parse().ok()?, port.parse().ok()?)));
+            let or = split.map(|(ip, port)| SocketAddr::new(ip, port)).filter(SocketAddr::is_ipv6);
+            let or = or.map_or_else(String::new, |address| format!(", or {address} if that is"));
+            return Err(Invalid::new(format!(
+                "'{text}' has no port: write {with_port} if port 80 is meant{or}"
+            )));
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| {
             Invalid::new(format!("'{text}' is not an address with a port, such as {example}"))
@@ -527,6 +534,8 @@ mod tests {
         for (text, says) in [
             ("10.10.10.1", "write 10.10.10.1:80 if port 80 is meant"),
             ("2001:db8::1", "write [2001:db8::1]:80 if port 80 is meant"),
+            ("[2001:db8::1]", "write [2001:db8::1]:80 if port 80 is meant"),
+            ("2001:db8::1:443", "if port 80 is meant, or [2001:db8::1]:443 if that is"),
             ("10.10.10.1:0", "port 0"),
             ("[2001:db8::1]:0/udp", "port 0"),
             ("10.10.10.1:70000", "too large"),
