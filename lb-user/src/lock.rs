@@ -18,7 +18,7 @@ use anyhow::Context as _;
 /// Name of the directory that `lb run` locks.
 pub(crate) const DAEMON: &str = "daemon";
 
-/// How long `lb run` tries: somebody who only looks whether it lives holds the lock for microseconds.
+/// How long a lock is tried whose holder cannot be told: somebody who only looks whether `lb run` lives has it for microseconds.
 const PATIENCE: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -63,9 +63,15 @@ pub(crate) fn daemon(dir: &Path) -> anyhow::Result<Option<Lock>> {
 /// Whether a daemon lives on `dir`. One that has just been killed has its lock for as long as the kernel takes to clear it away;
 /// that is waited for.
 pub(crate) fn daemon_lives(dir: &Path) -> anyhow::Result<bool> {
-    let deadline = Instant::now() + DYING;
+    let begin = Instant::now();
     while is_held(dir)? {
-        if !daemon_process(dir).is_some_and(is_dying) || Instant::now() > deadline {
+        let wait = match daemon_process(dir) {
+            Some(pid) if is_dying(pid) => DYING,
+            Some(_) => return Ok(true),
+            // It may just have gone; or be one that is not to be seen from here.
+            None => PATIENCE,
+        };
+        if begin.elapsed() > wait {
             return Ok(true);
         }
         thread::sleep(PAUSE);
