@@ -40,6 +40,16 @@ impl Case {
         });
     }
 
+    /// Opens a connection of its own between clients and servers that are in those VLANs from now on.
+    #[track_caller]
+    fn opens_in(&mut self, (clients, servers): (WireTags, WireTags), kind: Kind, number: u16) -> Connection {
+        self.in_vlan(CLIENTS, clients);
+        self.in_vlan(SERVERS, servers);
+        let connection = kind.connection(CLIENT_PORT + number, 1, FIRST + number);
+        self.opens(&connection);
+        connection
+    }
+
     /// The frame with the tags of its interface.
     pub(super) fn tagged(&self, ifindex: u32, frame: &[u8]) -> Vec<u8> {
         match self.tags.get(&ifindex) {
@@ -57,11 +67,8 @@ fn every_two() -> impl Iterator<Item = (WireTags, WireTags)> {
 rules! {
     /// From the first packet to the last, whatever tags they have come with.
     frames_get_the_tags_of_their_way(Kind::ALL, 1, kind, case) {
-        for (port, (clients, servers)) in (0..).zip(every_two()) {
-            case.in_vlan(CLIENTS, clients);
-            case.in_vlan(SERVERS, servers);
-            let connection = kind.connection(CLIENT_PORT + port, 1, FIRST + port);
-            case.opens(&connection);
+        for (port, vlans) in (0..).zip(every_two()) {
+            let connection = case.opens_in(vlans, kind, port);
             case.request(&connection, Control::PSH | Control::ACK);
             case.reply(&connection, Control::PSH | Control::ACK);
             case.request_packet(&connection, &Packet { trailer: Vec::from([0; 6]), ..connection.request(Control::ACK) });
@@ -101,11 +108,8 @@ rules! {
 
     /// Both ways.
     icmp_errors_get_the_tags_of_their_way(Kind::ALL, 1, kind, case) {
-        for (port, (clients, servers)) in (0..).zip(every_two()) {
-            case.in_vlan(CLIENTS, clients);
-            case.in_vlan(SERVERS, servers);
-            let connection = kind.connection(CLIENT_PORT + port, 1, FIRST + port);
-            case.opens(&connection);
+        for (port, vlans) in (0..).zip(every_two()) {
+            let connection = case.opens_in(vlans, kind, port);
             let (request, reply) = (connection.request(Control::ACK), connection.reply(Control::ACK));
             case.error_about_request(&connection, router(kind), too_big(kind), (&request, WHOLE));
             case.error_about_reply(&connection, kind.client(1), too_big(kind), (&reply, 8));
@@ -114,11 +118,8 @@ rules! {
 
     /// 'Time exceeded', with their priority.
     answers_have_the_tags_of_what_they_answer(Kind::ALL, 1, kind, case) {
-        for (port, (clients, servers)) in (0..).zip(every_two()) {
-            case.in_vlan(CLIENTS, clients);
-            case.in_vlan(SERVERS, servers);
-            let connection = kind.connection(CLIENT_PORT + port, 1, FIRST + port);
-            case.opens(&connection);
+        for (port, vlans) in (0..).zip(every_two()) {
+            let connection = case.opens_in(vlans, kind, port);
             case.says_time_exceeded(CLIENTS, &Packet { hops: 1, ..connection.request(Control::ACK) });
             case.says_time_exceeded(SERVERS, &Packet { hops: 1, ..connection.reply(Control::ACK) });
         }
@@ -129,11 +130,8 @@ rules! {
 
     /// Each of them.
     fragments_get_the_tags_of_their_way(Kind::ALL, 1, kind, case) {
-        for (port, (clients, servers)) in (0..).zip(every_two()) {
-            case.in_vlan(CLIENTS, clients);
-            case.in_vlan(SERVERS, servers);
-            let connection = kind.connection(CLIENT_PORT + port, 1, FIRST + port);
-            case.opens(&connection);
+        for (port, vlans) in (0..).zip(every_two()) {
+            let connection = case.opens_in(vlans, kind, port);
             let request = Packet { payload: (0..101).collect(), ..connection.request(Control::ACK) };
             let (id, cuts) = (u32::from(port), [32, 72]);
             let becomes = connection.request_out(&request).fragments(id, &cuts);
