@@ -14,11 +14,11 @@ use std::{
     vec::Vec,
 };
 
-use lb_common::{Action, Hop, Reason, Tag, Tags, Vlan};
+use lb_common::{Action, Hop, Reason, Tags, Vlan};
 
 use super::{
     HostTables,
-    cases::{self, CLIENTS, ELSEWHERE, Ip, Kind, Outcome, PORT, SERVERS, hop, process},
+    cases::{self, CLIENTS, ELSEWHERE, Ip, Kind, Outcome, PORT, SERVERS, hop, process, tags},
     packet::{
         Control, ETHERNET, Extension, IcmpError, Places, checksums_hold, error_checksums_hold, extended,
         finished, fit_lengths, is_translation, leave_unfinished, mend_checksums, tagged, turned_back,
@@ -461,15 +461,10 @@ const VLANS: [&[(u16, u16)]; 4] = [
     &[(0x88a8, 7), (0x8100, 0), (0x8100, 100)],
 ];
 
-fn vlan(tags: &[(u16, u16)]) -> Tags {
-    let tags = tags.iter().filter_map(|(tpid, tci)| Tag::new(*tci, *tpid == 0x88a8));
-    tags.fold(Tags::NONE, |tags, tag| tags.and(tag).unwrap_or(tags))
-}
-
 /// The way to a server, in a VLAN or in none.
 fn way(random: &mut Random, number: u8) -> Hop {
     let ifindex = interface(random);
-    hop(number, ifindex).tagged(vlan(random.choose(&[&[], &[], VLANS[0], VLANS[1]])))
+    hop(number, ifindex).tagged(tags(random.choose(&[&[], &[], VLANS[0], VLANS[1]])))
 }
 
 /// Services of every kind with up to three backends, and others with none.
@@ -493,8 +488,8 @@ fn tables(random: &mut Random) -> HostTables {
     }
     tables.set_generic(ELSEWHERE);
     tables.add_vlan(Vlan { ifindex: CLIENTS, tags: Tags::NONE }, 0);
-    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: vlan(VLANS[0]) }, mtu(random));
-    tables.add_vlan(Vlan { ifindex: SERVERS, tags: vlan(VLANS[1]) }, 0);
+    tables.add_vlan(Vlan { ifindex: CLIENTS, tags: tags(VLANS[0]) }, mtu(random));
+    tables.add_vlan(Vlan { ifindex: SERVERS, tags: tags(VLANS[1]) }, 0);
     for ifindex in [CLIENTS, SERVERS, ELSEWHERE] {
         tables.set_interface_mtu(ifindex, mtu(random));
     }

@@ -17,7 +17,7 @@ pub(super) type WireTags = &'static [(u16, u16)];
 /// No tag, a customer's, a service provider's, and one in the other.
 const EVERY: [WireTags; 4] = [&[], &[(0x8100, 100)], &[(0x88a8, 4094)], &[(0x88a8, 7), (0x8100, 100)]];
 
-fn tags(of: WireTags) -> Tags {
+pub(in crate::host) fn tags(of: WireTags) -> Tags {
     of.iter().fold(Tags::NONE, |tags, (tpid, tci)| {
         let tag = Tag::new(*tci, *tpid == 0x88a8).expect("no test has a VLAN of number 0");
         tags.and(tag).expect("no test has three")
